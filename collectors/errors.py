@@ -6,13 +6,19 @@ expected, what was found and what to do; they are shown to the user as they are.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class CollectorsError(Exception):
     """Base of this package's errors; never raised itself."""
 
+    exit_code: ClassVar[int] = 2  # the user can act; 4 marks our own bug
+
 
 class RecordError(CollectorsError):
     """A record contradicts itself: our own bug."""
+
+    exit_code = 4
 
 
 class StoreError(CollectorsError):
@@ -33,3 +39,5 @@ class NoDataError(CollectorsError):
 
 class BatchError(CollectorsError):
     """Bytes on the recorder's line are not a batch: our own bug, or a foreign writer."""
+
+    exit_code = 4

@@ -46,7 +46,7 @@ class TokenSource(StrEnum):
 
     USAGE = "usage"
     RUNNING_USAGE = "running_usage"
-    TOKEN_IDS = "token_ids"
+    TOKEN_IDS = "token_ids"  # noqa: S105  # tokens of text, not a credential
     LOGPROBS = "logprobs"
     TOKENIZER = "tokenizer"
 
@@ -134,10 +134,18 @@ class RequestRecord:
     quality: float | None = None
 
     def __post_init__(self) -> None:
-        instants = (self.due_at_s, self.sent_at_s, self.first_byte_at_s, self.first_token_at_s, self.last_token_at_s)
+        instants = (
+            self.due_at_s,
+            self.sent_at_s,
+            self.first_byte_at_s,
+            self.first_token_at_s,
+            self.last_token_at_s,
+        )
         seen = [t for t in instants if t is not None]
         if any(later < earlier for earlier, later in pairwise(seen)):
-            raise RecordError(f"request {self.worker}/{self.seq}: instants out of order: {instants}")
+            raise RecordError(
+                f"request {self.worker}/{self.seq}: instants out of order: {instants}"
+            )
 
     @property
     def send_lag_s(self) -> float | None:

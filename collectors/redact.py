@@ -38,7 +38,9 @@ def redact_url(url: str) -> str:
     except ValueError:
         return redact_text(url)
     user = f"{MASK}@" if "@" in parts.netloc else ""
-    query = urlencode([(name, MASK) for name, _ in parse_qsl(parts.query, keep_blank_values=True)], safe="*")
+    query = urlencode(
+        [(name, MASK) for name, _ in parse_qsl(parts.query, keep_blank_values=True)], safe="*"
+    )
     return urlunsplit((parts.scheme, user + host, parts.path, query, ""))
 
 

@@ -112,11 +112,16 @@ class RequestTable:
     def from_records(cls, records: Iterable[RequestRecord]) -> RequestTable:
         """Columns of ``records``, sorted by due instant."""
         rows = sorted(records, key=lambda r: (r.due_at_s, r.worker, r.seq, r.attempt))
-        columns: dict[str, Any] = {name: _numbers([getattr(r, name) for r in rows]) for name in NUMERIC}
+        columns: dict[str, Any] = {
+            name: _numbers([getattr(r, name) for r in rows]) for name in NUMERIC
+        }
         columns.update({name: _objects([_plain(getattr(r, name)) for r in rows]) for name in TEXT})
         columns["output_events"] = _numbers([r.output_events.total for r in rows])
         columns["flags"] = _objects([r.flags for r in rows])
-        gaps = [np.frombuffer(r.gaps_s, dtype=np.float32) if r.gaps_s else np.empty(0, np.float32) for r in rows]
+        gaps = [
+            np.frombuffer(r.gaps_s, dtype=np.float32) if r.gaps_s else np.empty(0, np.float32)
+            for r in rows
+        ]
         columns["gaps_s"] = np.concatenate(gaps) if gaps else np.empty(0, np.float32)
         columns["gap_counts"] = np.array([len(g) for g in gaps], dtype=np.int64)
         return cls(**columns)

@@ -18,12 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _find_browser() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
 
 
 def _find_postgres() -> str | None:
     on_path = shutil.which("initdb")
-    found = [on_path] if on_path else sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))
+    found = (
+        [on_path] if on_path else sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))
+    )
     return str(Path(found[-1]).parent) if found else None
 
 
@@ -52,10 +56,14 @@ def find(need: str) -> str | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(name): what the machine must have: browser, postgres, cc, vllm")
+    config.addinivalue_line(
+        "markers", "needs(name): what the machine must have: browser, postgres, cc, vllm"
+    )
     unknown = required() - set(FINDERS)
     if unknown:
-        raise pytest.UsageError(f"STREAMGAUGE_REQUIRE names {sorted(unknown)}; known are {sorted(FINDERS)}")
+        raise pytest.UsageError(
+            f"STREAMGAUGE_REQUIRE names {sorted(unknown)}; known are {sorted(FINDERS)}"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
