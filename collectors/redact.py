@@ -31,7 +31,7 @@ _IN_TEXT = (
 
 
 def redact_url(url: str) -> str:
-    """``url`` without user info, query values and fragment; what is no URL passes through text redaction."""
+    """``url`` without user info, query values and fragment; no URL at all is redacted as text."""
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2]

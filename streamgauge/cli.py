@@ -1,7 +1,7 @@
 """The command ``streamgauge``: finds the command asked for, and turns errors into exit codes.
 
 Commands are imported when they are asked for, so that ``streamgauge check`` needs neither Locust
-nor Streamlit. Exit codes (docs/exit-codes in the README) are stable; CI jobs match on them:
+nor Streamlit. Exit codes are stable; CI jobs match on them:
 an error that the user can act on is 2, our own failure 4 and never 1, signals 130 and 143.
 """
 
@@ -34,11 +34,15 @@ OWN_FAILURE = 4
 class LazyGroup(click.Group):
     """A group whose commands are modules of ``streamgauge.commands``, imported on demand."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         """Names in the order of the table above."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(
+        self,
+        ctx: click.Context,  # noqa: ARG002  # click's signature
+        cmd_name: str,
+    ) -> click.Command | None:
         """The command of that name, imported now."""
         if cmd_name not in COMMANDS:
             return None
@@ -46,7 +50,11 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002  # click's signature
+        formatter: click.HelpFormatter,
+    ) -> None:
         """The list of commands, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))

@@ -1,0 +1,1 @@
+"""One module a command, each exposing a click command called ``command``; loaded when asked for."""
