@@ -1,0 +1,102 @@
+"""The seam between a client and a transport: ``send(request, body, limits) -> Exchange``.
+
+A transport moves bytes and stamps them; it knows nothing of tokens. What the bytes mean is the
+body's business (:class:`ResponseBody`), which the transport feeds and asks three things: is the
+answer over, has output begun, when did it last move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from loadgen.target import HttpRequest
+
+
+class End(StrEnum):
+    """How an exchange ended, as the transport saw it."""
+
+    COMPLETE = "complete"  # the whole response arrived, or the body said it had all it needs
+    CONNECT_ERROR = "connect_error"
+    TLS_ERROR = "tls_error"
+    RESET = "reset"  # the connection ended before the response did
+    MALFORMED = "malformed"  # not HTTP, or the body refused it
+    TIMEOUT = "timeout"
+    ABANDONED = "abandoned"  # we left: the run ended, or the scenario cut it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Time limits in seconds; ``None`` is no limit.
+
+    Attributes:
+        connect_s: DNS, TCP and TLS together.
+        head_s: from sent to the response head.
+        first_s: from sent to the first output.
+        idle_s: between outputs; keep-alive comments do not count as life.
+        total_s: from sent to the end.
+    """
+
+    connect_s: float | None = 30.0
+    head_s: float | None = None
+    first_s: float | None = None
+    idle_s: float | None = None
+    total_s: float | None = 600.0
+
+
+class ResponseBody(Protocol):
+    """What a transport feeds, and asks."""
+
+    first_output_at: float | None
+    last_output_at: float | None
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
+        """The final response head; names of headers are lower case."""
+
+    def data(self, chunk: bytes, at: float, read: int, delay: float | None) -> bool:
+        """Body bytes of read number ``read``; True once the answer needs no more.
+
+        Raises:
+            DecodeError: the body cannot be this API's.
+        """
+
+
+@dataclass(slots=True, kw_only=True)
+class Exchange:
+    """What one transport saw of one request. Instants are CLOCK_MONOTONIC seconds.
+
+    Attributes:
+        connect_s: time to open a connection; ``None`` on a reused one.
+        sent_at: just before the first byte of the request was handed to the kernel; ``None`` where
+            nothing was sent.
+        head_at: arrival of the response head.
+        done_at: arrival of the response's end, or of the end marker inside it.
+        ended_at: when watching ended, whatever the end.
+        detail: which time limit, or the error's words (redacted by the client).
+        retries: fresh-socket tries after a stale kept-alive connection.
+    """
+
+    request: HttpRequest
+    connect_s: float | None = None
+    reused: bool = False
+    sent_at: float | None = None
+    head_at: float | None = None
+    done_at: float | None = None
+    ended_at: float | None = None
+    status: int | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    end: End | None = None
+    detail: str | None = None
+    retries: int = 0
+
+
+class Transport(Protocol):
+    """Sends one request at a time for its caller; safe to share among greenlets."""
+
+    def send(self, request: HttpRequest, body: ResponseBody, limits: Limits) -> Exchange:
+        """Send and follow the response to its end. Never raises for what the network does."""
+
+    def close(self) -> None:
+        """Close every connection."""

@@ -1,0 +1,495 @@
+"""The wire transport: HTTP/1.1 on gevent's hub, stamped by the kernel.
+
+Rules kept here:
+
+- Reads happen in the hub's callback, not in the user's greenlet: a token costs one callback, a
+  request one greenlet switch.
+- Instants are arrivals (:mod:`loadgen.stamps`): how late Python was does not move them.
+- No pool limit, no redirect, no hidden retry, no ``Expect``; compressed answers are not asked for.
+- A response is read to its true end, so that its connection can be used again. After an end marker
+  inside the body the true end is waited for only briefly.
+- A connection idle for longer than servers keep theirs is not used; one that turns out stale before
+  any byte of the response costs one fresh try, counted, with the clock running on.
+- TLS runs over memory BIOs, so that the stamp stays the arrival of the ciphertext.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import ssl
+import time
+import zlib
+from collections import defaultdict
+from typing import Any
+
+import gevent
+import httptools
+from gevent import monkey
+from gevent import socket as cooperative
+
+from loadgen.errors import DecodeError
+from loadgen.exchange import End, Exchange, Limits, ResponseBody
+from loadgen.stamps import ANCILLARY_BYTES, KernelStamps
+from loadgen.target import HttpRequest, Target
+
+MAX_IDLE_S = 4.0  # vLLM's server closes idle connections after 5 s
+END_GRACE_S = 0.25  # how long after the end marker the response may take to end
+READ_BYTES = 65536
+MAX_HEAD_BYTES = 256 * 1024
+
+# The socket of the standard library, not gevent's: waiting is done by the hub's watchers here.
+_Socket: type[socket.socket] = monkey.get_original("socket", "socket")
+_READ = 1  # libev's EV_READ; gevent takes the number
+
+
+class WireTransport:
+    """Shared by all users of a process; connections are kept and reused, last used first."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self.stamps = KernelStamps()
+        self._tls = tls
+        self._idle: dict[Target, list[_Connection]] = defaultdict(list)
+        self._busy: set[_Connection] = set()
+
+    def send(self, request: HttpRequest, body: ResponseBody, limits: Limits) -> Exchange:
+        """Send and follow the response to its end; see :class:`loadgen.exchange.Transport`."""
+        exchange = Exchange(request=request)
+        try:
+            connection = self._acquire(exchange, limits)
+            if connection is not None and connection.follow(exchange, body, limits):
+                exchange.retries = 1
+                exchange.end, exchange.detail = None, None
+                connection = self._connect(exchange, limits)
+                if connection is not None:
+                    connection.follow(exchange, body, limits)
+        finally:  # also when the greenlet is killed
+            if exchange.ended_at is None:
+                exchange.ended_at = time.monotonic()
+            if exchange.end is None:
+                exchange.end = End.ABANDONED
+        return exchange
+
+    def close(self) -> None:
+        """Close every connection, idle or not."""
+        for connection in [c for idle in self._idle.values() for c in idle] + list(self._busy):
+            connection.close()
+        self._idle.clear()
+        self._busy.clear()
+
+    def _acquire(self, exchange: Exchange, limits: Limits) -> _Connection | None:
+        idle = self._idle[exchange.request.target]
+        while idle:
+            connection = idle.pop()
+            if time.monotonic() - connection.drained_at <= MAX_IDLE_S:
+                exchange.reused = True
+                self._busy.add(connection)
+                return connection
+            connection.close()
+        return self._connect(exchange, limits)
+
+    def _connect(self, exchange: Exchange, limits: Limits) -> _Connection | None:
+        target = exchange.request.target
+        exchange.reused = False
+        began = time.monotonic()
+        try:
+            with gevent.Timeout(limits.connect_s):
+                sock = _open_socket(target)
+                try:
+                    tls = self._handshake(sock, target) if target.tls else None
+                except BaseException:
+                    sock.close()
+                    raise
+        except gevent.Timeout:
+            exchange.end, exchange.detail = (
+                End.CONNECT_ERROR,
+                f"no connection in {limits.connect_s} s",
+            )
+            return None
+        except ssl.SSLError as error:
+            exchange.end, exchange.detail = End.TLS_ERROR, _words(error)
+            return None
+        except OSError as error:
+            exchange.end, exchange.detail = End.CONNECT_ERROR, _words(error)
+            return None
+        exchange.connect_s = time.monotonic() - began
+        KernelStamps.enable(sock)
+        connection = _Connection(self, sock, tls, target)
+        self._busy.add(connection)
+        return connection
+
+    def _handshake(self, sock: socket.socket, target: Target) -> _Tls:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        tls = _Tls(self._tls, target.host)
+        while True:
+            done = tls.shake()
+            _send_all(sock, tls.pending())
+            if done:
+                return tls
+            cooperative.wait_read(sock.fileno())
+            data = sock.recv(READ_BYTES)
+            if not data:
+                raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer closed during the handshake")
+            tls.feed(data)
+
+    def release(self, connection: _Connection) -> None:
+        """Take back a connection whose response ended cleanly."""
+        self._busy.discard(connection)
+        self._idle[connection.target].append(connection)
+
+    def drop(self, connection: _Connection) -> None:
+        """Forget a connection that closed."""
+        self._busy.discard(connection)
+        idle = self._idle.get(connection.target)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+
+class _Connection:
+    """One connection, and the exchange on it, if any. Callbacks run in the hub: they never wait."""
+
+    def __init__(
+        self,
+        transport: WireTransport,
+        sock: socket.socket,
+        tls: _Tls | None,
+        target: Target,
+    ) -> None:
+        self.target = target
+        self.drained_at = time.monotonic()
+        self._transport = transport
+        self._arrival = transport.stamps.arrival
+        self._sock = sock
+        self._recvmsg = sock.recvmsg
+        self._tls = tls
+        self._hub = gevent.get_hub()
+        self._watcher = self._hub.loop.io(sock.fileno(), _READ)
+        self._watcher.start(self._readable)
+        self._parser = httptools.HttpResponseParser(self)
+        self._exchange: Exchange | None = None
+        self._body: ResponseBody | None = None
+        self._limits = Limits()
+        self._waiter: Any = None
+        self._timer: Any = None
+        self._closed = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._headers: dict[str, str] = {}
+        self._inflate: Any = None
+        self._head_bytes = 0
+        self._head_seen = False
+        self._sized = False  # the response's length is known: it does not end with the connection
+        self._reusable = False
+        self._bytes_seen = False
+        self._answered = False  # the body has all it needs
+        self._at = 0.0
+        self._delay: float | None = None
+        self._read = 0
+
+    # -- in the user's greenlet --------------------------------------------------------------
+
+    def follow(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> bool:
+        """Send and wait for the end; True where the connection was stale and a fresh try is due."""
+        self._clear()
+        self._exchange, self._body, self._limits = exchange, body, limits
+        self._waiter = gevent.hub.Waiter(self._hub)
+        reused = exchange.reused
+        try:
+            self._send(exchange)
+            if exchange.end is None:
+                self._arm()
+                self._waiter.get()
+        except OSError as error:
+            self._finish(End.RESET, _words(error), wake=False)
+        finally:
+            self._disarm()
+            self._exchange = self._body = self._waiter = None
+            if exchange.end is not End.COMPLETE or not self._reusable:
+                self.close()
+            else:
+                self._transport.release(self)
+        return exchange.end is End.RESET and reused and not self._bytes_seen
+
+    def _send(self, exchange: Exchange) -> None:
+        request = exchange.request
+        data = b"%sContent-Length: %d\r\n\r\n%s" % (request.head, len(request.body), request.body)
+        if self._tls is not None:
+            data = self._tls.encrypt(data)
+        now = time.monotonic()
+        if exchange.sent_at is None:  # a second try does not restart the clock
+            exchange.sent_at = now
+        self.drained_at = now
+        _send_all(self._sock, data)
+
+    # -- in the hub --------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        try:
+            data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._finish(End.RESET, _words(error))
+            self._reusable = False
+            return
+        if self._exchange is None:  # idle: the peer closed, or sends what nobody asked for
+            self.close()
+            return
+        if self._exchange.end is not None:  # over, its greenlet just has not run yet
+            self._reusable = False
+            self._watcher.stop()
+            return
+        self._at, self._delay = self._arrival(ancillary, self.drained_at)
+        if len(data) < READ_BYTES:
+            self.drained_at = self._at if self._delay is None else self._at + self._delay
+        self._read += 1
+        try:
+            self._take(data)
+        except DecodeError as error:
+            self._finish(End.MALFORMED, str(error))
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, DecodeError):
+                self._finish(End.MALFORMED, str(cause))
+            elif cause is not None and not isinstance(cause, httptools.HttpParserError):
+                raise  # our own bug inside a parser callback
+            else:
+                self._finish(End.MALFORMED, f"not HTTP: {error}")
+
+    def _take(self, data: bytes) -> None:
+        if self._tls is not None and data:
+            try:
+                data, over = self._tls.decrypt(data)
+            except ssl.SSLError as error:
+                self._finish(End.RESET, _words(error))
+                return
+            if not data and not over:
+                return
+        if not data:
+            self._peer_closed()
+            return
+        self._bytes_seen = True
+        if not self._head_seen:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                raise DecodeError(f"a response head larger than {MAX_HEAD_BYTES} bytes")
+        self._parser.feed_data(data)
+
+    def _peer_closed(self) -> None:
+        """An orderly close: the end of an answer that has no length, a cut in any other."""
+        if self._answered:
+            self._finish(End.COMPLETE, None)
+        elif self._head_seen and not self._sized and self._exchange is not None:
+            self._exchange.done_at = self._at
+            self._finish(End.COMPLETE, None)
+        else:
+            self._finish(End.RESET, "the connection was closed")
+
+    # httptools calls these.
+
+    def on_message_begin(self) -> None:
+        self._headers = {}
+        self._reusable = False  # bytes beyond the response belong to nobody
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200 or self._exchange is None or self._body is None:
+            return  # an interim head
+        self._head_seen = True
+        self._sized = (
+            "chunked" in self._headers.get("transfer-encoding", "").lower()
+            or "content-length" in self._headers
+            or status in (204, 304)
+        )
+        self._exchange.status = status
+        self._exchange.headers = self._headers
+        self._exchange.head_at = self._at
+        self._inflate = _inflater(self._headers.get("content-encoding"))
+        self._body.head(status, self._headers)
+
+    def on_body(self, chunk: bytes) -> None:
+        if self._body is None or self._answered:
+            return
+        if self._inflate is not None:
+            try:
+                chunk = self._inflate.decompress(chunk)
+            except zlib.error as error:
+                raise DecodeError(f"a compressed body that cannot be read: {error}") from None
+        if chunk and self._body.data(chunk, self._at, self._read, self._delay):
+            self._answered = True
+            if self._exchange is not None:
+                self._exchange.done_at = self._at
+            self._arm(END_GRACE_S)
+
+    def on_message_complete(self) -> None:
+        if not self._head_seen:
+            return  # an interim response
+        self._reusable = self._sized and self._parser.should_keep_alive()
+        if self._exchange is not None:
+            if self._exchange.done_at is None:
+                self._exchange.done_at = self._at
+            self._finish(End.COMPLETE, None)
+
+    # -- time limits -------------------------------------------------------------------------
+
+    def _arm(self, seconds: float | None = None) -> None:
+        """(Re)start the one timer, for the nearest limit unless told otherwise."""
+        self._disarm()
+        if seconds is None:
+            deadline, _ = self._nearest_limit()
+            if deadline is None:
+                return
+            seconds = max(0.0, deadline - time.monotonic())
+        self._timer = self._hub.loop.timer(seconds)
+        self._timer.start(self._time_is_up)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _nearest_limit(self) -> tuple[float | None, str]:
+        exchange, body, limits = self._exchange, self._body, self._limits
+        if exchange is None or body is None or exchange.sent_at is None:
+            return None, ""
+        sent = exchange.sent_at
+        deadlines = [(sent + limits.total_s, "total")] if limits.total_s else []
+        if limits.head_s and exchange.head_at is None:
+            deadlines.append((sent + limits.head_s, "head"))
+        if limits.first_s and body.first_output_at is None:
+            deadlines.append((sent + limits.first_s, "first"))
+        if limits.idle_s and body.last_output_at is not None:
+            deadlines.append((body.last_output_at + limits.idle_s, "idle"))
+        return min(deadlines, default=(None, ""))
+
+    def _time_is_up(self) -> None:
+        if self._exchange is None:
+            return
+        if self._answered:  # the marker came, the response's end did not: good enough
+            self._finish(End.COMPLETE, None)
+            return
+        deadline, which = self._nearest_limit()
+        if deadline is not None and time.monotonic() >= deadline:
+            self._finish(End.TIMEOUT, which)
+        else:
+            self._arm()  # output moved the deadline
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _finish(self, end: End, detail: str | None, *, wake: bool = True) -> None:
+        exchange = self._exchange
+        if exchange is None or exchange.end is not None:
+            return
+        exchange.end, exchange.detail = end, detail
+        exchange.ended_at = time.monotonic()
+        self._disarm()
+        if wake and self._waiter is not None:
+            # Not at once: the user's greenlet must not run inside the parser's callback.
+            self._hub.loop.run_callback(self._waiter.switch, None)
+
+    def close(self) -> None:
+        """Close the socket; an exchange still on it has been ended before."""
+        if self._closed:
+            return
+        self._closed = True
+        self._disarm()
+        self._watcher.stop()
+        self._watcher.close()
+        self._sock.close()
+        self._transport.drop(self)
+
+
+class _Tls:
+    """TLS without a socket: ciphertext in and out of memory."""
+
+    def __init__(self, context: ssl.SSLContext, host: str) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self.done = False
+
+    def shake(self) -> bool:
+        """One step of the handshake; True once it is done (there may still be bytes to send)."""
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        self.done = True
+        return True
+
+    def pending(self) -> bytes:
+        return self._outgoing.read()
+
+    def feed(self, data: bytes) -> None:
+        self._incoming.write(data)
+
+    def encrypt(self, data: bytes) -> bytes:
+        self._ssl.write(data)
+        return self._outgoing.read()
+
+    def decrypt(self, data: bytes) -> tuple[bytes, bool]:
+        """Plain text of ``data``, and whether the peer said goodbye."""
+        self._incoming.write(data)
+        pieces = []
+        try:
+            while piece := self._ssl.read(READ_BYTES):
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return b"".join(pieces), False
+        except ssl.SSLZeroReturnError:
+            pass
+        return b"".join(pieces), True
+
+
+def _open_socket(target: Target) -> socket.socket:
+    """A connected, non-blocking socket; each address is tried in turn.
+
+    Raises:
+        OSError: no address answers.
+    """
+    addresses = cooperative.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    code = errno.EADDRNOTAVAIL
+    for family, kind, protocol, _, address in addresses:
+        sock = _Socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = sock.connect_ex(address)
+            if code == errno.EINPROGRESS:
+                cooperative.wait_write(sock.fileno())
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        except BaseException:  # the connect limit, or the greenlet was killed
+            sock.close()
+            raise
+        if not code:
+            return sock
+        sock.close()
+    raise OSError(code, os.strerror(code))
+
+
+def _send_all(sock: socket.socket, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[sock.send(view) :]
+        except BlockingIOError:
+            cooperative.wait_write(sock.fileno())
+
+
+def _inflater(encoding: str | None) -> Any:
+    """A decompressor for an encoding that was not asked for but came; ``None`` for none."""
+    if encoding is None or encoding.lower() in ("", "identity"):
+        return None
+    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompressobj(32 + zlib.MAX_WBITS)
+    raise DecodeError(f"content encoding {encoding!r}, which was not asked for")
+
+
+def _words(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
