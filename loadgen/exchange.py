@@ -1,4 +1,4 @@
-"""The seam between a client and a transport: ``send(request, body, limits) -> Exchange``.
+"""The seam between a client and a transport: ``send(exchange, body, limits)``.
 
 A transport moves bytes and stamps them; it knows nothing of tokens. What the bytes mean is the
 body's business (:class:`ResponseBody`), which the transport feeds and asks three things: is the
@@ -49,8 +49,13 @@ class Limits:
 class ResponseBody(Protocol):
     """What a transport feeds, and asks."""
 
-    first_output_at: float | None
-    last_output_at: float | None
+    @property
+    def first_output_at(self) -> float | None:
+        """CLOCK_MONOTONIC seconds of the first output, ``None`` before it."""
+
+    @property
+    def last_output_at(self) -> float | None:
+        """CLOCK_MONOTONIC seconds of the latest output, ``None`` before the first."""
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         """The final response head; names of headers are lower case."""
@@ -95,8 +100,12 @@ class Exchange:
 class Transport(Protocol):
     """Sends one request at a time for its caller; safe to share among greenlets."""
 
-    def send(self, request: HttpRequest, body: ResponseBody, limits: Limits) -> Exchange:
-        """Send and follow the response to its end. Never raises for what the network does."""
+    def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
+        """Send ``exchange.request`` and follow the response to its end.
+
+        Fills ``exchange`` as things happen, so that others can see how far it is. Raises nothing
+        for what the network does; a greenlet killed meanwhile leaves ``End.ABANDONED``.
+        """
 
     def close(self) -> None:
         """Close every connection."""

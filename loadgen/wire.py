@@ -32,7 +32,7 @@ from gevent import socket as cooperative
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.stamps import ANCILLARY_BYTES, KernelStamps
-from loadgen.target import HttpRequest, Target
+from loadgen.target import Target
 
 MAX_IDLE_S = 4.0  # vLLM's server closes idle connections after 5 s
 END_GRACE_S = 0.25  # how long after the end marker the response may take to end
@@ -53,9 +53,8 @@ class WireTransport:
         self._idle: dict[Target, list[_Connection]] = defaultdict(list)
         self._busy: set[_Connection] = set()
 
-    def send(self, request: HttpRequest, body: ResponseBody, limits: Limits) -> Exchange:
+    def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Send and follow the response to its end; see :class:`loadgen.exchange.Transport`."""
-        exchange = Exchange(request=request)
         try:
             connection = self._acquire(exchange, limits)
             if connection is not None and connection.follow(exchange, body, limits):
@@ -69,7 +68,6 @@ class WireTransport:
                 exchange.ended_at = time.monotonic()
             if exchange.end is None:
                 exchange.end = End.ABANDONED
-        return exchange
 
     def close(self) -> None:
         """Close every connection, idle or not."""

@@ -1,0 +1,110 @@
+"""The body of a response: which kind it is, and feeding it to the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+
+from loadgen.errors import DecodeError
+from loadgen.reply import Reply, error_message
+from loadgen.sse import SseDecoder
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_ERROR_BYTES = 64 * 1024
+
+
+class AnswerBody:
+    """Decodes one response: SSE where it is SSE, JSON where it is JSON, words where it is refused.
+
+    A wrong content type is looked through: what starts like SSE or JSON is taken as such.
+    """
+
+    __slots__ = ("_decoder", "_kept", "_kept_bytes", "_kind", "_status", "content_type", "reply")
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+        self.content_type = ""
+        self._status = 0
+        self._decoder: SseDecoder | None = None
+        self._kind = ""  # "sse", "json" or "refusal" once known
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+
+    @property
+    def first_output_at(self) -> float | None:
+        """CLOCK_MONOTONIC seconds of the first output, ``None`` before it."""
+        return self.reply.first_output_at
+
+    @property
+    def last_output_at(self) -> float | None:
+        """CLOCK_MONOTONIC seconds of the latest output, ``None`` before the first."""
+        return self.reply.last_output_at
+
+    @property
+    def empty(self) -> bool:
+        """Not one byte of body came."""
+        return not self._kind
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
+        """The final response head."""
+        self._status = status
+        self.content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def data(self, chunk: bytes, at: float, read: int, delay: float | None) -> bool:
+        """Body bytes; True once the end marker was seen."""
+        if not self._kind:
+            self._kind = self._sniff(chunk)
+        if self._decoder is None:
+            self._keep(chunk)
+            return False
+        reply = self.reply
+        for name, data in self._decoder.feed(chunk):
+            reply.event(name, data, at, read, delay)
+        return reply.done
+
+    def end(self, at: float, read: int = 0) -> None:
+        """The response ended cleanly: decode what was kept or is pending.
+
+        Raises:
+            DecodeError: the body is not what this API answers.
+        """
+        if self._decoder is not None:
+            for name, data in self._decoder.finish():
+                self.reply.event(name, data, at, read, None)
+        elif self._kind == "json" and not self.reply.body(b"".join(self._kept)):
+            raise DecodeError("a JSON body that is not an answer")
+
+    @property
+    def unterminated(self) -> bool:
+        """The last event lacked its blank line."""
+        return self._decoder is not None and self._decoder.unterminated
+
+    @property
+    def refusal(self) -> str:
+        """The words of an error response."""
+        text = b"".join(self._kept).strip()
+        try:
+            return error_message(orjson.loads(text)) if text else ""
+        except orjson.JSONDecodeError:
+            return text[:500].decode("utf-8", "replace")
+
+    def _sniff(self, chunk: bytes) -> str:
+        if self._status >= 300:
+            return "refusal"
+        start = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        if self.content_type == "text/event-stream" or start in (b"d", b"e", b":", b"i", b"r"):
+            self._decoder = SseDecoder()
+            return "sse"
+        if self.content_type.endswith("json") or start in (b"{", b"["):
+            return "json"
+        raise DecodeError(f"content type {self.content_type or 'unknown'!r} is not an answer")
+
+    def _keep(self, chunk: bytes) -> None:
+        limit = MAX_ERROR_BYTES if self._kind == "refusal" else MAX_JSON_BYTES
+        room = limit - self._kept_bytes
+        if len(chunk) > room and self._kind == "json":
+            raise DecodeError(f"a JSON body larger than {limit} bytes")
+        if room > 0:
+            self._kept.append(chunk[:room])
+            self._kept_bytes += min(len(chunk), room)

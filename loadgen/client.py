@@ -1,0 +1,223 @@
+"""From "ask this, it was due then" to one record. Knows the API, not Locust.
+
+Instants are taken on CLOCK_MONOTONIC and leave here as seconds since the run began.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from collectors.records import Outcome, RequestRecord
+from collectors.redact import redact_text
+from loadgen.body import AnswerBody
+from loadgen.exchange import Exchange, Limits, Transport
+from loadgen.outcome import judge_exchange
+from loadgen.reply import Reply
+from loadgen.target import HttpRequest, Target, render_head
+
+API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+MAX_DETAIL = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where and as whom to ask.
+
+    Attributes:
+        secrets: strings that must not leave in any message (the API key).
+    """
+
+    target: Target
+    model: str
+    api: str = "chat"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request to make: what varies from request to request.
+
+    Attributes:
+        prompt: text of the user's message (chat) or the prompt (completions); or the whole list of
+            chat messages.
+        extra: further fields of the request body; they win over ours.
+    """
+
+    task: str
+    prompt: str | list[dict[str, Any]]
+    max_tokens: int | None = None
+    stream: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class OpenAsk:
+    """A request in flight, as far as it is."""
+
+    ask: Ask
+    due_at: float
+    exchange: Exchange
+    reply: Reply
+
+
+class Client:
+    """Asks one endpoint and hands a record of each request to ``emit``.
+
+    Attributes:
+        open: requests in flight by seq.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        endpoint: Endpoint,
+        limits: Limits,
+        *,
+        run_id: str,
+        scenario: str,
+        worker: str,
+        began_at: float,
+        emit: Callable[[RequestRecord], None],
+    ) -> None:
+        self.open: dict[int, OpenAsk] = {}
+        self._transport = transport
+        self._endpoint = endpoint
+        self._limits = limits
+        self._run_id = run_id
+        self._scenario = scenario
+        self._worker = worker
+        self._began_at = began_at
+        self._emit = emit
+        self._seq = 0
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream, application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": "streamgauge",
+            **endpoint.headers,
+        }
+        self._head = render_head(endpoint.target, "POST", API_PATHS[endpoint.api], headers)
+
+    @property
+    def asked(self) -> int:
+        """Requests that became due so far."""
+        return self._seq
+
+    def ask(self, ask: Ask, due_at: float) -> RequestRecord:
+        """Send ``ask``, wait for its answer, hand on its record and return it.
+
+        A greenlet killed meanwhile still leaves a record.
+
+        Args:
+            ask: what to ask.
+            due_at: when it was due, CLOCK_MONOTONIC seconds.
+        """
+        seq, self._seq = self._seq, self._seq + 1
+        request_id = f"{self._run_id}-{self._worker}-{seq}"
+        head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
+        reply = Reply(choices=int(ask.extra.get("n", 1)))
+        body = AnswerBody(reply)
+        exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
+        self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
+        try:
+            self._transport.send(exchange, body, self._limits)
+        finally:
+            del self.open[seq]
+            record = self._record(seq, ask, due_at, exchange, body)
+            self._emit(record)
+        return record
+
+    def _render(self, ask: Ask) -> bytes:
+        body: dict[str, Any] = {"model": self._endpoint.model}
+        if self._endpoint.api == "chat":
+            text = ask.prompt
+            body["messages"] = (
+                [{"role": "user", "content": text}] if isinstance(text, str) else text
+            )
+        else:
+            body["prompt"] = ask.prompt
+        if ask.max_tokens is not None:
+            body["max_tokens"] = ask.max_tokens
+        if ask.stream:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+        body.update(ask.extra)
+        return orjson.dumps(body)
+
+    def _record(
+        self,
+        seq: int,
+        ask: Ask,
+        due_at: float,
+        exchange: Exchange,
+        body: AnswerBody,
+    ) -> RequestRecord:
+        outcome, detail = judge_exchange(exchange, body)
+        reply = body.reply
+        usage, source = reply.tokens()
+        instant = self._instant
+        return RequestRecord(
+            run_id=self._run_id,
+            seq=seq,
+            worker=self._worker,
+            scenario=self._scenario,
+            task=ask.task,
+            endpoint=self._endpoint.target.url,
+            model=self._endpoint.model,
+            api=self._endpoint.api,
+            outcome=outcome,
+            detail=self._clean(detail),
+            http_status=exchange.status,
+            flags=self._flags(outcome, exchange, body),
+            due_at_s=due_at - self._began_at,
+            sent_at_s=instant(exchange.sent_at),
+            connect_s=exchange.connect_s,
+            first_byte_at_s=instant(exchange.head_at),
+            first_token_at_s=instant(reply.first_output_at),
+            first_answer_at_s=instant(reply.first_answer_at),
+            last_token_at_s=instant(reply.last_output_at),
+            done_at_s=instant(exchange.done_at),
+            ended_at_s=instant(exchange.ended_at) if exchange.sent_at is not None else None,
+            read_delay_s=reply.first_read_delay,
+            input_tokens=usage.input_tokens,
+            cached_input_tokens=usage.cached_input_tokens,
+            output_tokens=usage.output_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            token_source=source,
+            first_event_tokens=reply.first_event_tokens,
+            asked_output_tokens=ask.max_tokens,
+            output_events=reply.output_events,
+            coalesced_events=reply.coalesced,
+            conn_retries=exchange.retries,
+            finish_reasons=reply.finish_reasons,
+            gaps_s=reply.gaps_s if reply.first_output_at is not None else None,
+        )
+
+    def _flags(self, outcome: Outcome, exchange: Exchange, body: AnswerBody) -> tuple[str, ...]:
+        flags: list[str] = []
+        if body.reply.has_output or outcome is Outcome.OK:
+            flags += body.reply.flags()
+        if body.unterminated:
+            flags.append("unterminated_event")
+        if exchange.retries:
+            flags.append("stale_connection")
+        if exchange.headers.get("content-encoding", "identity") != "identity":
+            flags.append("encoded")
+        return tuple(flags)
+
+    def _instant(self, at: float | None) -> float | None:
+        return None if at is None else at - self._began_at
+
+    def _clean(self, detail: str | None) -> str | None:
+        return None if detail is None else redact_text(detail, self._endpoint.secrets)[:MAX_DETAIL]
+
+
+def now() -> float:
+    """CLOCK_MONOTONIC in seconds: the clock of every instant here."""
+    return time.monotonic()
