@@ -1,0 +1,73 @@
+"""The few things asked of Linux that Python does not offer: precise waits, and a tied life.
+
+``epoll`` waits in whole milliseconds, ``select`` in microseconds; and an epoll descriptor can
+itself be waited for with ``select``. That is all a precise loop needs: neither a timer descriptor
+nor spinning, which would starve the client on a small machine. Measured against a timerfd, it
+wakes 20 us later after an idle 10 ms and no later under load, for less CPU a wake-up.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import select
+import selectors
+import signal
+import socket
+
+from reference_server.errors import AddressError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_TIMERSLACK = 29
+_BACKLOG = 4096  # a burst of users must not wait for the kernel to retry their SYN
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sharpen_timers() -> None:
+    """Let this thread's waits end when asked, not up to 50 us later (the default slack)."""
+    _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Have SIGTERM sent to this process when the thread that started it ends, ``kill -9`` too."""
+    _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+
+
+def allow_many_sockets() -> None:
+    """Raise the soft limit of open files to the hard one; each client needs a socket."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class PreciseSelector(selectors.EpollSelector):
+    """A selector for asyncio whose time-outs are good to microseconds."""
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait at most ``timeout`` seconds (None: for ever), then say what is ready."""
+        if timeout is None or timeout > 0:
+            select.select([self.fileno()], (), (), timeout)
+        return super().select(0)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes any free one.
+
+    Raises:
+        AddressError: the address is taken, unknown or not allowed.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AddressError(
+            f"Cannot listen on {host}:{port} ({reason}); "
+            "choose another with --port, or --port 0 for any free one."
+        ) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """The base URL under which a listening socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
