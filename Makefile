@@ -52,7 +52,7 @@ bench: $(RUNTIME)  ## Measure this machine: error of the client against the trut
 	@$(BIN)/python -m bench
 
 demo-vllm: $(RUNTIME)  ## The main job against real vLLM on this CPU, in .venv-vllm.
-	@PYTHON=$(PYTHON) reference_server/vllm_cpu_setup.sh .venv-vllm
+	@$(BIN)/python -m reference_server.vllm_env .venv-vllm
 	@$(BIN)/python -m bench.demo_vllm
 
 lock: $(DEV)  ## Write the locks anew (needs uv on PATH; any index it is set up for).
