@@ -1,0 +1,372 @@
+"""A figure with what it rests on: value, n, n_eff and an interval at any confidence.
+
+Every kind answers the same questions, so that a report, a page and a verdict treat a percentile,
+a share, a mean and a rate alike. An estimate exists only where something was observed; an absent
+figure is ``None``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Protocol
+
+import numpy as np
+
+from collectors import stats
+from collectors.stats import Numbers
+
+CONFIDENCE = 0.95
+SEED = 20_240
+"""Of every resampling, so that a report reads the same each time it is asked for."""
+
+Interval = tuple[float, float]
+
+
+class Estimate(Protocol):
+    """What every kind of figure can say about itself."""
+
+    @property
+    def value(self) -> float:
+        """The figure; may be infinite."""
+        ...
+
+    @property
+    def n(self) -> int:
+        """Observations it was made from."""
+        ...
+
+    @property
+    def n_eff(self) -> float | None:
+        """Independent observations it is worth; ``None`` where that is not how it is judged."""
+        ...
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Two-sided interval; an end that the sample cannot support is 0 or infinite."""
+        ...
+
+    def settles_at(self, limit: float, confidence: float = CONFIDENCE) -> float | None:
+        """Roughly how many requests would tell the figure from ``limit``; ``None``: cannot say."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeltSample:
+    """A latency as its users felt it, in due order.
+
+    A failed request is infinitely slow. One still open at the end is bounded: at least as slow as
+    the time it had, at most infinitely slow.
+
+    Attributes:
+        at_least: lower bounds in seconds, what ``broken`` must be shown by.
+        at_most: upper bounds in seconds, what ``held`` must be shown by, and what is reported.
+        served: values of the successes alone, in due order.
+        failed: values that are infinite because the request failed.
+        unfinished: values that are bounds because the request was still open.
+        sizes: for a pooled sample (gaps), how many values each request has, in due order;
+            ``None`` where it is one each.
+        ordered: ``at_most``, sorted.
+        ordered_at_least: ``at_least``, sorted.
+        ordered_served: ``served``, sorted.
+    """
+
+    at_least: Numbers
+    at_most: Numbers
+    served: Numbers
+    failed: int
+    unfinished: int
+    sizes: Numbers | None
+    ordered: Numbers
+    ordered_at_least: Numbers
+    ordered_served: Numbers
+
+    def __len__(self) -> int:
+        return len(self.at_most)
+
+    @property
+    def requests(self) -> int:
+        """Requests the values came from."""
+        return len(self) if self.sizes is None else int(np.count_nonzero(self.sizes))
+
+
+def felt_sample(
+    *,
+    at_least: Numbers,
+    at_most: Numbers,
+    served: Numbers,
+    failed: int = 0,
+    unfinished: int = 0,
+    sizes: Numbers | None = None,
+) -> FeltSample:
+    """A :class:`FeltSample`, sorted once."""
+    ordered = np.sort(at_most)
+    return FeltSample(
+        at_least=at_least,
+        at_most=at_most,
+        served=served,
+        failed=failed,
+        unfinished=unfinished,
+        sizes=sizes,
+        ordered=ordered,
+        # Sorting is what costs: without bounds the three are one.
+        ordered_at_least=np.sort(at_least) if unfinished else ordered,
+        ordered_served=ordered if len(served) == len(ordered) else np.sort(served),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Percentile:
+    """The q-quantile of a latency as felt, by nearest rank, with ranks of n_eff as its interval."""
+
+    sample: FeltSample
+    q: float
+    inflation: float
+
+    @classmethod
+    def of(cls, sample: FeltSample, q: float) -> Percentile:
+        """The quantile of a non-empty sample, with its D at that value."""
+        return cls(sample, q, _inflation(sample, stats.percentile(sample.ordered, q)))
+
+    @property
+    def value(self) -> float:
+        """Seconds; infinite where so many failed, or may yet have failed."""
+        return stats.percentile(self.sample.ordered, self.q)
+
+    @property
+    def at_least(self) -> float:
+        """The same with open requests counted at the time they had: surely no faster than this."""
+        return stats.percentile(self.sample.ordered_at_least, self.q)
+
+    @property
+    def served(self) -> float | None:
+        """The same over successes alone."""
+        served = self.sample.ordered_served
+        return stats.percentile(served, self.q) if len(served) else None
+
+    @property
+    def n(self) -> int:
+        """Values in the sample."""
+        return len(self.sample)
+
+    @property
+    def n_eff(self) -> float:
+        """Sample size over D."""
+        return self.n / self.inflation
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """From the ranks that enclose the true quantile in n_eff independent observations."""
+        worth = int(self.n_eff * (1 + 1e-12))
+        lower, upper = stats.binomial_ranks(worth, self.q, confidence)
+        scale = self.n / worth if worth else math.inf
+        low, high = 0.0, math.inf
+        if lower >= 1:  # of n / n_eff values that count as one, the outer ones
+            low = float(self.sample.ordered_at_least[int((lower - 1) * scale)])
+        if upper <= worth:
+            high = float(self.sample.ordered[min(self.n, math.ceil(upper * scale - 1e-9)) - 1])
+        return low, high
+
+    def settles_at(self, limit: float, confidence: float = CONFIDENCE) -> float | None:
+        """From how far the share of values inside the limit lies from q."""
+        distance = abs(
+            float(np.searchsorted(self.sample.ordered, limit, "right")) / self.n - self.q
+        )
+        if distance * self.n < 1:
+            return None
+        z = NormalDist().inv_cdf(1 - (1 - confidence) / 2)
+        enough = max(
+            z * z * self.q * (1 - self.q) / distance**2,
+            stats.smallest_sample(self.q, confidence),
+        )
+        return enough * self.inflation * self.sample.requests / self.n
+
+
+def _inflation(sample: FeltSample, value: float) -> float:
+    """D of "beyond ``value``"; where nothing is beyond (ties at the top, infinity), of "at it"."""
+    beyond = sample.at_most > value
+    if not beyond.any():
+        beyond = sample.at_most >= value
+    if sample.sizes is None:
+        return stats.variance_inflation(beyond)
+    return _pooled_inflation(beyond, sample.sizes)
+
+
+def _pooled_inflation(beyond: Numbers, sizes: Numbers) -> float:
+    """D of a sample pooled over requests: whole requests are resampled, in blocks of neighbours.
+
+    With fewer than 20 requests nothing can be learnt from resampling them; each then counts as
+    one observation, however many gaps it has.
+    """
+    kept = sizes[sizes > 0]
+    values = len(beyond)
+    if len(kept) < stats.BATCHES:
+        return values / len(kept)
+    ends = np.cumsum(kept)
+    counted = np.concatenate(([0], np.cumsum(beyond, dtype=np.int64)))
+    marks = np.diff(counted[np.concatenate(([0], ends))]).astype(np.float64)
+    share = float(marks.sum()) / values
+    if not 0 < share < 1:
+        return 1.0
+    drawn = stats.block_resample(marks, kept.astype(np.float64), seed=SEED)
+    blocks = _blocks(len(kept))
+    variance = float(np.var(drawn)) * blocks / (blocks - 1)
+    return max(1.0, variance * values / (share * (1 - share)))
+
+
+def _blocks(units: int) -> int:
+    """Blocks in one resample of ``units`` units, as :func:`stats.block_resample` makes them."""
+    return -(-units // max(1, units // stats.BATCHES))
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A share of requests."""
+
+    marked: int
+    n: int
+    inflation: float
+
+    @classmethod
+    def of(cls, marks: Numbers) -> Ratio:
+        """The share of marks that are True, in due order; at least one."""
+        return cls(int(marks.sum()), len(marks), stats.variance_inflation(marks))
+
+    @property
+    def value(self) -> float:
+        """Between 0 and 1."""
+        return self.marked / self.n
+
+    @property
+    def n_eff(self) -> float:
+        """Sample size over D."""
+        return self.n / self.inflation
+
+    @property
+    def complement(self) -> Ratio:
+        """The share of the others."""
+        return Ratio(self.n - self.marked, self.n, self.inflation)
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Clopper and Pearson's, of n_eff observations."""
+        return stats.ratio_interval(self.marked / self.inflation, self.n_eff, confidence)
+
+    def settles_at(self, limit: float, confidence: float = CONFIDENCE) -> float | None:
+        """From the distance between share and limit."""
+        p, tail = self.value, (1 - confidence) / 2
+        distance = abs(p - limit)
+        if distance == 0 or not 0 <= limit <= 1:
+            return None
+        if p in (0, 1):  # none (or all): until even the limit would have shown some
+            return math.log(tail) / math.log1p(-distance) if distance < 1 else 1.0
+        z = NormalDist().inv_cdf(1 - tail)
+        return z * z * p * (1 - p) / distance**2 * self.inflation
+
+
+@dataclass(frozen=True, slots=True)
+class Resampled:
+    """A mean or a rate, with a block bootstrap in time order as its interval."""
+
+    value: float
+    n: int
+    n_eff: float | None
+    draws: Numbers
+    blocks: int
+
+    @classmethod
+    def mean(cls, values: Numbers) -> Resampled:
+        """The mean of a non-empty sample in due order."""
+        n = len(values)
+        drawn = stats.block_resample(values, np.ones(n), seed=SEED)
+        variance = float(np.var(drawn))
+        independent = float(np.var(values)) / n
+        inflation = max(1.0, variance / independent) if independent > 0 else 1.0
+        return cls(float(np.mean(values, dtype=np.float64)), n, n / inflation, drawn, _blocks(n))
+
+    @classmethod
+    def rate(cls, counts: Numbers, bin_s: float, n: int) -> Resampled:
+        """A rate a second.
+
+        Args:
+            counts: how much fell into each of the equal bins of the window, in time order.
+            bin_s: length of a bin.
+            n: events that were counted.
+        """
+        lengths = np.full(len(counts), bin_s)
+        drawn = stats.block_resample(counts, lengths, seed=SEED)
+        value = float(counts.sum()) / float(lengths.sum())
+        return cls(value, n, None, drawn, _blocks(len(counts)))
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """From the resamples."""
+        low, high = stats.resampled_interval(self.draws, self.blocks, confidence)
+        return max(0.0, low), high
+
+    def settles_at(self, limit: float, confidence: float = CONFIDENCE) -> float | None:
+        """The interval narrows with the root of n."""
+        low, high = self.interval(confidence)
+        half = self.value - low if limit < self.value else high - self.value
+        distance = abs(self.value - limit)
+        return self.n * (half / distance) ** 2 if distance > 0 and math.isfinite(half) else None
+
+
+@dataclass(frozen=True, slots=True)
+class PerUnit:
+    """What one unit costs: money a second over units a second."""
+
+    usd_per_s: float
+    rate: Resampled
+
+    @property
+    def value(self) -> float:
+        """US dollars a unit; infinite where money was spent and nothing delivered."""
+        return _over(self.usd_per_s, self.rate.value)
+
+    @property
+    def n(self) -> int:
+        """Units counted."""
+        return self.rate.n
+
+    @property
+    def n_eff(self) -> float | None:
+        """As the rate's."""
+        return self.rate.n_eff
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """The rate's, turned over."""
+        low, high = self.rate.interval(confidence)
+        return _over(self.usd_per_s, high), _over(self.usd_per_s, low)
+
+    def settles_at(self, limit: float, confidence: float = CONFIDENCE) -> float | None:
+        """As the rate's."""
+        return self.rate.settles_at(_over(self.usd_per_s, limit), confidence)
+
+
+def _over(money: float, rate: float) -> float:
+    if rate == 0:
+        return math.inf if money > 0 else 0.0
+    return money / rate
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What was seen, claimed of nothing but this run: a maximum."""
+
+    value: float
+    n: int
+
+    @property
+    def n_eff(self) -> None:
+        """A fact does not stand for more than itself."""
+        return
+
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:  # noqa: ARG002  # Estimate's
+        """The value itself."""
+        return self.value, self.value
+
+    def settles_at(
+        self,
+        limit: float,  # noqa: ARG002  # Estimate's
+        confidence: float = CONFIDENCE,  # noqa: ARG002  # Estimate's
+    ) -> None:
+        """More requests do not change a fact."""
+        return
