@@ -71,7 +71,7 @@ def make_request(
             "http_status": 200,
             "done_at_s": seen["ended_at_s"],
             "input_tokens": 50,
-            "output_tokens": seen["output_events"].total if ttft_s is not None else None,
+            "output_tokens": len(gaps_s or ()) + 1 if ttft_s is not None else None,
             "token_source": TokenSource.USAGE,
         }
     return RequestRecord(

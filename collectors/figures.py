@@ -1,0 +1,524 @@
+"""The figures of one run, each with what it rests on.
+
+Rules kept here:
+
+- A request belongs to the window by its due instant; throughput counts what *arrived* in it.
+- What was not observed is ``None``. What a reader must know to trust a figure is a warning.
+- Report, check and dashboard all read these figures, so that they print the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+
+from collectors.cost import GPU_HOURS, Cost, gpu_usd_per_s
+from collectors.estimates import (
+    Fact,
+    FeltSample,
+    Percentile,
+    PerUnit,
+    Ratio,
+    Resampled,
+)
+from collectors.latency import SAMPLES, felt_end_at_s
+from collectors.records import FAILED, Outcome
+from collectors.runs import Run, RunStatus
+from collectors.samples import Sample
+from collectors.stats import BATCHES, percentile
+from collectors.table import Bools, Floats, RequestTable
+from collectors.validity import Validity, judge_validity
+
+PERCENTILES = (0.5, 0.9, 0.95, 0.99)
+"""Those every report shows."""
+
+DEFAULT_WARMUP_RATIO = 0.1
+DEFAULT_WARMUP_MAX_S = 30.0
+_BINS = 10 * BATCHES  # of the window, for the bootstrap of rates
+_CUT_SHORT_RATIO = 0.99  # stopping a moment early is no cut
+_MANY_A_CHUNK = 1.1  # tokens an output event, from which gaps are not those of tokens
+_MANY_TOGETHER = 0.05  # share of events that came with another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """The part of a run that figures are made of, and how its requests ended."""
+
+    start_s: float
+    end_s: float
+    due: int
+    ok: int
+    failed: int
+    unfinished: int
+    not_sent: int
+    cancelled: int
+
+    @property
+    def length_s(self) -> float:
+        """Seconds; 0 where the run ended before its window began."""
+        return max(0.0, self.end_s - self.start_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """One latency: its sample, and every figure of it."""
+
+    sample: FeltSample
+
+    def percentile(self, q: float) -> Percentile:
+        """As felt."""
+        return Percentile.of(self.sample, q)
+
+    def mean(self) -> Resampled | None:
+        """Over successes; ``None`` without any."""
+        served = self.sample.served
+        return Resampled.mean(served) if len(served) else None
+
+    def max(self) -> Fact | None:
+        """Over successes; ``None`` without any."""
+        served = self.sample.ordered_served
+        return Fact(float(served[-1]), len(served)) if len(served) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Tokens of the requests due in the window; ``None`` where no request told."""
+
+    input: int | None
+    cached_input: int | None
+    output: int | None
+    reasoning: int | None
+    source: str | None  # "mixed" where requests differ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuUse:
+    """One GPU over the window: means, the highest memory, and energy from its counter."""
+
+    uuid: str
+    name: str | None
+    busy_ratio: float | None
+    memory_bytes: float | None
+    power_watts: float | None
+    energy_j: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """Health of what sent the load."""
+
+    stamp: str | None
+    loop_lag_p99_s: float | None
+    read_delay_p99_s: float | None
+    run_queue_wait_ratio: float | None
+    cpu_ratio: float | None
+    coalesced_ratio: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Everything a report says of a run.
+
+    Attributes:
+        asked, achieved: users and mean requests in flight (closed loop), or rate due and rate sent
+            in requests a second (open loop).
+        latency: by name, e.g. ``ttft_s``; absent where not observed.
+        errors: failed / (ok + failed + unfinished).
+        goodput_ratio, goodput_per_s: ``None`` without per-request objectives.
+        host_cpu_ratio: mean over hosts and window.
+    """
+
+    window: Window
+    asked: float | None
+    achieved: float | None
+    latency: Mapping[str, Latency]
+    requests_per_s: Resampled | None
+    input_tokens_per_s: Resampled | None
+    output_tokens_per_s: Resampled | None
+    goodput_per_s: Resampled | None
+    goodput_ratio: Ratio | None
+    tokens: Tokens
+    errors: Ratio | None
+    by_outcome: Mapping[str, int]
+    flags: Mapping[str, int]
+    cost: Cost
+    gpus: Sequence[GpuUse]
+    energy_j: float | None
+    host_cpu_ratio: float | None
+    client: Client
+    validity: Validity
+    warnings: Sequence[str]
+
+    def availability(self) -> Ratio | None:
+        """1 - error ratio."""
+        return self.errors.complement if self.errors else None
+
+
+def measure(
+    run: Run,
+    table: RequestTable,
+    samples: Sequence[Sample],
+    *,
+    good: Bools | None = None,
+    tightest_limit_s: float | None = None,
+) -> Figures:
+    """The figures of ``run``.
+
+    Args:
+        run: as stored.
+        table: all of its requests.
+        samples: its telemetry, in any order.
+        good: for each request of ``table`` whether it met every per-request objective; ``None``
+            where there are none (or none that could be told).
+        tightest_limit_s: the tightest latency limit it will be held to, for its validity.
+    """
+    start_s, end_s = window_span(run, table)
+    is_member = (table.due_at_s >= start_s) & (table.due_at_s <= end_s)
+    requests = table.select(is_member)
+    window = _window(requests, start_s, end_s)
+    latency = {name: Latency(s) for name, draw in SAMPLES.items() if (s := draw(requests))}
+    rates = _Rates(table, window)
+    client = _client(run, requests)
+    gpus = _gpus(run, samples, window)
+    goodput = rates.due(table.is_ok & good) if good is not None else None
+    output_rate = rates.output_tokens()
+    answered = window.ok + window.failed + window.unfinished
+    return Figures(
+        window=window,
+        asked=run.users if run.loop == "closed" else run.rate,
+        achieved=_achieved(run, table, window),
+        latency=latency,
+        requests_per_s=rates.ended(),
+        input_tokens_per_s=rates.input_tokens(),
+        output_tokens_per_s=output_rate,
+        goodput_per_s=goodput,
+        goodput_ratio=Ratio.of(requests.is_ok & good[is_member])
+        if good is not None and window.due
+        else None,
+        tokens=_tokens(requests),
+        errors=Ratio.of(requests.is_failed[_is_answered(requests)]) if answered else None,
+        by_outcome=_by_outcome(requests),
+        flags=dict(sorted(Counter(chain.from_iterable(requests.flags)).items())),
+        cost=_cost(run, window, rates.due(table.is_ok), output_rate, goodput),
+        gpus=gpus,
+        energy_j=_sum_seen([gpu.energy_j for gpu in gpus]),
+        host_cpu_ratio=_mean_of(samples, "host_cpu_ratio", window),
+        client=client,
+        validity=judge_validity(
+            run,
+            requests,
+            latency["ttft_s"].sample if "ttft_s" in latency else None,
+            tightest_limit_s,
+        ),
+        warnings=_warnings(run, requests, window, latency),
+    )
+
+
+def window_span(run: Run, table: RequestTable) -> tuple[float, float]:
+    """From the later of warm-up and end of ramp to the stop, in seconds since the run began.
+
+    While the run is going, its end is the latest instant seen.
+    """
+    end_s = run.stopped_at_s if run.stopped_at_s is not None else _latest(table)
+    return max(warmup_s(run, end_s), run.ramp_s or 0.0), end_s
+
+
+def warmup_s(run: Run, stopped_at_s: float) -> float:
+    """What was asked; else 10 % of the duration, or of the time to the stop, at most 30 s."""
+    if run.warmup_s is not None:
+        return run.warmup_s
+    duration_s = stopped_at_s if run.duration_s is None else run.duration_s
+    return min(DEFAULT_WARMUP_MAX_S, DEFAULT_WARMUP_RATIO * duration_s)
+
+
+def _latest(table: RequestTable) -> float:
+    seen = [
+        float(np.nanmax(column))
+        for column in (table.due_at_s, table.ended_at_s, table.done_at_s, table.last_token_at_s)
+        if len(column) and not np.isnan(column).all()
+    ]
+    return max(seen, default=0.0)
+
+
+def _window(requests: RequestTable, start_s: float, end_s: float) -> Window:
+    def count(outcome: Outcome) -> int:
+        return int(requests.is_outcome(outcome).sum())
+
+    return Window(
+        start_s=start_s,
+        end_s=end_s,
+        due=len(requests),
+        ok=count(Outcome.OK),
+        failed=int(requests.is_failed.sum()),
+        unfinished=count(Outcome.UNFINISHED),
+        not_sent=count(Outcome.NOT_SENT),
+        cancelled=count(Outcome.CANCELLED),
+    )
+
+
+def _is_answered(requests: RequestTable) -> Bools:
+    """Requests in the error ratio's denominator."""
+    return ~(requests.is_outcome(Outcome.NOT_SENT) | requests.is_outcome(Outcome.CANCELLED))
+
+
+def _by_outcome(requests: RequestTable) -> dict[str, int]:
+    counts = Counter(requests.outcome)
+    return {o.value: counts[o.value] for o in Outcome if o in FAILED and counts[o.value]}
+
+
+def _achieved(run: Run, table: RequestTable, window: Window) -> float | None:
+    """Mean requests in flight (closed loop), or requests sent a second (open loop)."""
+    if not window.length_s:
+        return None
+    if run.loop == "closed":
+        end = np.where(np.isnan(table.ended_at_s), window.end_s, table.ended_at_s)
+        inside = np.minimum(end, window.end_s) - np.maximum(table.sent_at_s, window.start_s)
+        return float(np.nansum(np.maximum(inside, 0.0))) / window.length_s
+    sent = (table.sent_at_s >= window.start_s) & (table.sent_at_s <= window.end_s)
+    return float(sent.sum()) / window.length_s
+
+
+class _Rates:
+    """Counts a second over the window; each ``None`` where the window has no length."""
+
+    def __init__(self, table: RequestTable, window: Window) -> None:
+        self._table = table
+        self._window = window
+        self._edges = np.linspace(window.start_s, max(window.start_s, window.end_s), _BINS + 1)
+        self._ended_at_s = np.where(np.isnan(table.done_at_s), table.ended_at_s, table.done_at_s)
+
+    def due(self, which: Bools) -> Resampled | None:
+        """Requests among ``which`` that were due in the window."""
+        return self._events(self._table.due_at_s[which])
+
+    def ended(self) -> Resampled | None:
+        """Requests that succeeded or failed in the window, by when they did."""
+        return self._events(self._ended_at_s[self._is_over()])
+
+    def input_tokens(self) -> Resampled | None:
+        """Input tokens of the requests that ended in the window."""
+        tokens = self._table.input_tokens
+        known = self._is_over() & ~np.isnan(tokens)
+        if not known.any():
+            return None
+        return self._events(self._ended_at_s[known], tokens[known])
+
+    def output_tokens(self) -> Resampled | None:
+        """Output tokens whose event arrived in the window.
+
+        A request's tokens are shared out evenly over its output events.
+        """
+        window = self._window
+        told = self._table.select(self._table.output_tokens > 0)
+        if not window.length_s or not len(told):
+            return None
+        counts = np.zeros(_BINS)
+        for part in _parts(told):
+            at_s, tokens = _token_events(part)
+            counts += np.histogram(at_s, bins=self._edges, weights=tokens)[0]
+        ended = felt_end_at_s(told)
+        began = np.where(np.isnan(told.first_token_at_s), ended, told.first_token_at_s)
+        touched = (began <= window.end_s) & (ended >= window.start_s)
+        return Resampled.rate(counts, window.length_s / _BINS, int(touched.sum()))
+
+    def _is_over(self) -> Bools:
+        return self._table.is_ok | self._table.is_failed
+
+    def _events(self, at_s: Floats, weights: Floats | None = None) -> Resampled | None:
+        window = self._window
+        if not window.length_s:
+            return None
+        inside = (at_s >= window.start_s) & (at_s <= window.end_s)
+        counts, _ = np.histogram(at_s, bins=self._edges, weights=weights)
+        return Resampled.rate(counts.astype(np.float64), window.length_s / _BINS, int(inside.sum()))
+
+
+def _parts(table: RequestTable) -> Iterator[RequestTable]:
+    """``table`` in slices of some two million output events, to bound the memory they take."""
+    part = np.cumsum(table.gap_counts + 1) // 2_000_000
+    for number in np.unique(part):
+        yield table.select(part == number)
+
+
+def _token_events(table: RequestTable) -> tuple[Floats, Floats]:
+    """Instants of all output events, and the output tokens of each.
+
+    Where gaps were not kept, events are spaced evenly; an answer in one piece is one event.
+    """
+    end = felt_end_at_s(table)
+    end = np.where(np.isnan(end), table.ended_at_s, end)
+    first = np.where(np.isnan(table.first_token_at_s), end, table.first_token_at_s)
+    has_gaps = table.gap_counts > 0
+    events = np.where(has_gaps, table.gap_counts + 1, np.fmax(table.output_events, 1))
+    events = events.astype(np.int64)
+    request = np.repeat(np.arange(len(table)), events)
+    number = np.arange(len(request)) - (np.cumsum(events) - events)[request]
+    elapsed = (end - first)[request] * (number / np.maximum(events - 1, 1)[request])
+    clock = np.concatenate(([0.0], np.cumsum(table.gaps_s, dtype=np.float64)))
+    began = np.cumsum(table.gap_counts) - table.gap_counts
+    gapped = has_gaps[request]
+    of, step = request[gapped], number[gapped]
+    elapsed[gapped] = clock[began[of] + step] - clock[began[of]]
+    return first[request] + elapsed, (table.output_tokens / events)[request]
+
+
+def _tokens(requests: RequestTable) -> Tokens:
+    def total(column: Floats) -> int | None:
+        return None if np.isnan(column).all() else int(np.nansum(column))
+
+    sources = {s for s in requests.token_source if s is not None}
+    return Tokens(
+        input=total(requests.input_tokens),
+        cached_input=total(requests.cached_input_tokens),
+        output=total(requests.output_tokens),
+        reasoning=total(requests.reasoning_tokens),
+        source=None if not sources else sources.pop() if len(sources) == 1 else "mixed",
+    )
+
+
+def _cost(
+    run: Run,
+    window: Window,
+    served: Resampled | None,
+    output_tokens: Resampled | None,
+    goodput: Resampled | None,
+) -> Cost:
+    usd_per_s = gpu_usd_per_s(run.gpu_hour_price_usd, run.gpus)
+    if usd_per_s is None or not window.length_s:
+        return Cost()
+
+    def share(rate: Resampled | None) -> PerUnit | None:
+        return None if rate is None else PerUnit(usd_per_s, rate)
+
+    return Cost(
+        usd=usd_per_s * window.length_s,
+        per_request=share(served),
+        per_output_token=share(output_tokens),
+        per_good_request=share(goodput),
+        basis=GPU_HOURS,
+    )
+
+
+def _gpus(run: Run, samples: Sequence[Sample], window: Window) -> list[GpuUse]:
+    sources = sorted({s.source for s in samples if s.source.startswith("gpu:")})
+    return [_gpu(run, source, samples, window) for source in sources]
+
+
+def _gpu(run: Run, source: str, samples: Sequence[Sample], window: Window) -> GpuUse:
+    own = [s for s in samples if s.source == source]
+    memory = _values(own, "gpu_memory_used_bytes", window)
+    return GpuUse(
+        uuid=source.removeprefix("gpu:"),
+        name=run.versions.get(source),
+        busy_ratio=_mean_of(own, "gpu_busy_ratio", window),
+        memory_bytes=max(memory, default=None),
+        power_watts=_mean_of(own, "gpu_power_watts", window),
+        energy_j=_counted(own, "gpu_energy_joules", window),
+    )
+
+
+def _values(samples: Sequence[Sample], name: str, window: Window) -> list[float]:
+    return [s.value for s in samples if s.name == name and window.start_s <= s.at_s <= window.end_s]
+
+
+def _mean_of(samples: Sequence[Sample], name: str, window: Window) -> float | None:
+    values = _values(samples, name, window)
+    return sum(values) / len(values) if values else None
+
+
+def _counted(samples: Sequence[Sample], name: str, window: Window) -> float | None:
+    """How far a counter grew in the window; ``None`` where it was not seen twice, or was reset."""
+    values = _values(sorted(samples), name, window)
+    if len(values) < 2 or any(later < earlier for earlier, later in pairwise(values)):
+        return None
+    return values[-1] - values[0]
+
+
+def _sum_seen(values: Sequence[float | None]) -> float | None:
+    seen = [v for v in values if v is not None]
+    return sum(seen) if seen else None
+
+
+def _client(run: Run, requests: RequestTable) -> Client:
+    events = float(requests.output_events.sum())
+    delays = requests.read_delay_s[~np.isnan(requests.read_delay_s)]
+
+    def told(key: str) -> Any:
+        return run.client.get(key)
+
+    return Client(
+        stamp=told("stamp"),
+        loop_lag_p99_s=told("loop_lag_p99_s"),
+        read_delay_p99_s=_p99(delays) if len(delays) else told("read_delay_p99_s"),
+        run_queue_wait_ratio=told("run_queue_wait_ratio"),
+        cpu_ratio=told("cpu_ratio"),
+        coalesced_ratio=float(np.nansum(requests.coalesced_events)) / events
+        if events
+        else told("coalesced_ratio"),
+    )
+
+
+def _p99(values: Floats) -> float:
+    return percentile(np.sort(values), 0.99)
+
+
+def _warnings(
+    run: Run, requests: RequestTable, window: Window, latency: Mapping[str, Latency]
+) -> list[str]:
+    """What a reader must know to trust the figures, a sentence each."""
+    return [*run.notes, *_of_the_run(run, window), *_of_requests(requests, window, latency)]
+
+
+def _of_the_run(run: Run, window: Window) -> Iterator[str]:
+    if run.status is RunStatus.RUNNING:
+        yield "The run is still going; these figures will change."
+    stopped_s, asked_s = run.stopped_at_s, run.duration_s
+    cut = stopped_s is not None and asked_s is not None and stopped_s < _CUT_SHORT_RATIO * asked_s
+    if run.status is RunStatus.INTERRUPTED:
+        yield "The run was interrupted" + (
+            f" after {stopped_s:.1f} s of {asked_s:.1f} s." if cut else "."
+        )
+    elif cut:
+        yield f"The run was cut short: it stopped after {stopped_s:.1f} s of {asked_s:.1f} s."
+    if not window.length_s:
+        yield (
+            f"The run stopped at {window.end_s:.1f} s, before its window began at"
+            f" {window.start_s:.1f} s, so that no request counts."
+        )
+    if run.gpu_hour_price_usd is not None and run.gpus is None:
+        yield "A price per GPU-hour was given but not the number of GPUs, so the cost is unknown."
+
+
+def _of_requests(
+    requests: RequestTable, window: Window, latency: Mapping[str, Latency]
+) -> Iterator[str]:
+    if window.length_s and not window.due:
+        yield "No request was due in the window."
+    if window.unfinished:
+        yield (
+            f"{window.unfinished} of {window.due} requests were still open at the end; they count"
+            " as at least as slow as the time they had."
+        )
+    if "ttft_s" in latency and (n := len(latency["ttft_s"].sample)) < 2 * BATCHES:
+        yield f"With {n} requests it cannot be seen whether neighbours depend on each other."
+    several = requests.output_events > 1
+    if unkept := int((several & (requests.gap_counts == 0)).sum()):
+        yield f"The gaps of {unkept} streamed requests were not kept; ITL leaves them out."
+    shown = requests.is_ok & ((requests.output_events > 0) | (requests.output_tokens > 0))
+    if untold := int((shown & np.isnan(requests.output_tokens)).sum()):
+        yield f"The output tokens of {untold} requests are unknown; token figures leave them out."
+    events, tokens = requests.output_events, requests.output_tokens
+    told = (events > 1) & (tokens > 0)
+    if told.any() and (ratio := float(tokens[told].sum() / events[told].sum())) > _MANY_A_CHUNK:
+        yield f"An output event carries {ratio:.2g} tokens on average; a gap is not one token's."
+    together = float(np.nansum(requests.coalesced_events))
+    if (total := float(events.sum())) and together / total > _MANY_TOGETHER:
+        yield (
+            f"{together / total:.1%} of the output events came in one read with the one before;"
+            " their gaps are zero."
+        )
