@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from collectors.schema import EVENT_KINDS, requests
 from collectors.table import NUMERIC, TEXT, Objects, RequestTable
 
-_CHUNK = 20_000  # rows held as Python objects at a time
+_CHUNK = 2_000  # rows held as Python objects at a time; more is slower (garbage collection)
 _NUMBERS = (*NUMERIC, "output_events", "worker_key", "seq", "attempt")
 _OBJECTS = (*(name for name in TEXT if name != "worker"), "flags")
 

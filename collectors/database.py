@@ -168,6 +168,7 @@ class Database:
                 pool_pre_ping=True,
                 hide_parameters=True,
                 json_serializer=_to_json,
+                json_deserializer=orjson.loads,
             )
         except ImportError:
             raise StoreError(
@@ -198,6 +199,7 @@ class Database:
             creator=connect,
             hide_parameters=True,
             json_serializer=_to_json,
+            json_deserializer=orjson.loads,
         )
 
         @event.listens_for(engine, "begin")
