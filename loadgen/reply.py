@@ -126,10 +126,10 @@ class Reply:
         if payload == "[DONE]":
             self.done = True
             return
-        if name == b"error" or not isinstance(payload, dict) or _tells_error(payload):
-            self._odd(name, payload)
-            return
-        self._chunk(payload, at, read, delay)
+        if name == b"error" or _tells_error(payload):
+            self._fail(error_message(payload))
+        elif isinstance(payload, dict):
+            self._chunk(payload, at, read, delay)
 
     def _not_json(self, name: bytes, data: bytes) -> None:
         if data.strip() in _DONE:
@@ -139,24 +139,21 @@ class Reply:
         else:
             self.bad_json += 1
 
-    def _odd(self, name: bytes, payload: Any) -> None:
-        if name == b"error" or _tells_error(payload):
-            self._fail(error_message(payload))
-
     def _fail(self, message: str) -> None:
         if self.error is None:
             self.error = message or "an error without words"
 
     def _chunk(self, payload: dict[str, Any], at: float, read: int, delay: float | None) -> None:
-        kinds = 0
-        tokens = 0
+        kinds = tokens = 0
+        usage = payload.get("usage")
         for choice in payload.get("choices") or ():
             if isinstance(choice, dict):
                 kind, proven = self._choice(choice)
                 kinds |= kind
                 tokens += proven
-        usage = _find_usage(payload)
-        if usage is not None:
+                usage = usage or choice.get("usage")  # Moonshot's place
+        usage = usage or _groq_usage(payload)
+        if isinstance(usage, dict):
             grown = self._take_usage(usage, payload, is_output=bool(kinds))
             if grown > 0:
                 tokens = tokens or grown
@@ -187,10 +184,12 @@ class Reply:
 
     def _prove(self, choice: dict[str, Any]) -> int:
         """Tokens that one choice's token ids or logprobs prove."""
-        ids = choice.get("token_ids")
+        ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
+        if not ids and not logprobs:
+            return 0
         if isinstance(ids, list) and ids:
             proven, self._proof = len(ids), TokenSource.TOKEN_IDS
-        elif proven := _logprob_tokens(choice.get("logprobs")):
+        elif proven := _logprob_tokens(logprobs):
             self._proof = self._proof or TokenSource.LOGPROBS
         self._proven_tokens += proven
         return proven
@@ -260,8 +259,8 @@ class Reply:
                 text = choice.get("text")
                 if kinds or (isinstance(text, str) and text):
                     self.n_answer += 1
-        usage = _find_usage(payload)
-        if usage is not None:
+        usage = payload.get("usage") or _groq_usage(payload)
+        if isinstance(usage, dict):
             self._usage = usage
             self._usage_final = True
         return True
@@ -371,20 +370,9 @@ def _logprob_tokens(logprobs: Any) -> int:
     return len(entries) if isinstance(entries, list) else 0
 
 
-def _find_usage(payload: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Usage where servers put it: top level, Groq's side field, Moonshot's choice."""
-    usage = payload.get("usage")
-    if isinstance(usage, dict):
-        return usage
+def _groq_usage(payload: Mapping[str, Any]) -> Any:
     groq = payload.get("x_groq")
-    if isinstance(groq, dict) and isinstance(groq.get("usage"), dict):
-        found: Mapping[str, Any] = groq["usage"]
-        return found
-    for choice in payload.get("choices") or ():
-        if isinstance(choice, dict) and isinstance(choice.get("usage"), dict):
-            inner: Mapping[str, Any] = choice["usage"]
-            return inner
-    return None
+    return groq.get("usage") if isinstance(groq, dict) else None
 
 
 def _count(usage: Mapping[str, Any], *path: str) -> int | None:
@@ -415,11 +403,11 @@ def _normalised(usage: Mapping[str, Any]) -> Usage:
 
 
 def _tells_error(payload: Any) -> bool:
-    if isinstance(payload, list):  # Gemini wraps its error in a list
-        return bool(payload) and _tells_error(payload[0])
-    return isinstance(payload, dict) and bool(
-        payload.get("error") or payload.get("object") == "error" or payload.get("type") == "error"
-    )
+    if isinstance(payload, dict):
+        get = payload.get
+        return bool(get("error")) or get("object") == "error" or get("type") == "error"
+    # Gemini wraps its error in a list.
+    return isinstance(payload, list) and bool(payload) and _tells_error(payload[0])
 
 
 def error_message(payload: Any) -> str:

@@ -16,19 +16,14 @@ rule goes beyond it, since servers do end streams without the final blank line.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from loadgen.errors import DecodeError
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 _BOM = b"\xef\xbb\xbf"
 
 
-class SseEvent(NamedTuple):
-    """One event. ``name`` is empty for the default kind."""
-
-    name: bytes
-    data: bytes
+SseEvent = tuple[bytes, bytes]
+"""One event: its name (empty for the default kind) and its data. A plain tuple, for speed."""
 
 
 class SseDecoder:
@@ -82,7 +77,7 @@ class SseDecoder:
             # The common case: whole events, each one data line.
             for block in chunk[:-2].split(b"\n\n"):
                 if block.startswith(b"data: ") and b"\n" not in block:
-                    events.append(SseEvent(b"", block[6:]))
+                    events.append((b"", block[6:]))
                 else:
                     self._lines(block + b"\n\n", events)
             return events
@@ -146,7 +141,7 @@ class SseDecoder:
 
     def _dispatch(self, events: list[SseEvent]) -> None:
         if self._data:
-            events.append(SseEvent(self._name, b"\n".join(self._data)))
+            events.append((self._name, b"\n".join(self._data)))
             self._size -= sum(map(len, self._data)) + len(self._data)
             self._data = []
         self._name = b""

@@ -104,32 +104,22 @@ def sim(
     Prints one line, "serving on URL", once it accepts connections. Ctrl-C or SIGTERM ends it.
     """
     _refuse_options_without_effect(ctx, metronome=metronome)
-    from reference_server import kernel  # noqa: PLC0415  # `serve --help` needs no server
-    from reference_server.truth import TruthLog  # noqa: PLC0415
+    from reference_server import kernel  # `serve --help` needs no server
+    from reference_server.truth import TruthLog
 
     if end_with_parent:
         kernel.end_with_parent()
     kernel.allow_many_sockets()
     log = TruthLog(keep_tokens=truth_tokens)
-    with kernel.listen(host, port) as listener, _until_told_to_stop():
-        if metronome:
-            from reference_server.metronome import (  # noqa: PLC0415
-                Metronome,
-                MetronomeSettings,
-            )
+    with kernel.listen(host, port) as listener:
 
-            settings = MetronomeSettings(
-                ttft_s=options["ttft"],
-                itl_s=options["itl"],
-                tokens=options["tokens"],
-                spread=options["spread"],
-                model=model,
-            )
-            server = Metronome(listener, settings, log)
+        def say_ready() -> None:
             click.echo(f"{READY}{kernel.url_of(listener)}")
-            server.run()
+
+        if metronome:
+            _keep_time(listener, log, say_ready, **options)
         else:
-            raise click.UsageError("The simulator is still missing; use --metronome.")
+            _simulate(listener, log, say_ready, **options)
 
 
 _METRONOME_ONLY = ("ttft", "itl", "tokens", "spread")

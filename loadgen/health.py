@@ -1,0 +1,105 @@
+"""How well this load process kept up: loop lag, CPU, time spent waiting for a core.
+
+A client that is late measures itself. These figures go beside every run's latencies and decide
+whether the run may be judged at all.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from hdrh.histogram import HdrHistogram
+
+PROBE_S = 0.05
+_SCHEDSTAT = Path("/proc/self/schedstat")
+
+
+class Usage(NamedTuple):
+    """Seconds on a core, and seconds ready to run but waiting for one (``None`` if not told)."""
+
+    cpu_s: float
+    waited_s: float | None
+
+
+def read_usage() -> Usage:
+    """Of this process so far. Source of the second: /proc/self/schedstat, field 2, nanoseconds.
+
+    schedstat is that of the main thread, which is where gevent's loop runs.
+    """
+    times = resource.getrusage(resource.RUSAGE_SELF)
+    try:
+        waited_s = int(_SCHEDSTAT.read_text(encoding="ascii").split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):
+        waited_s = None
+    return Usage(times.ru_utime + times.ru_stime, waited_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
+    """Health of one load process since its run began; ``None`` is not observed."""
+
+    loop_lag_p99_s: float | None
+    loop_lag_max_s: float | None
+    cpu_s: float
+    cpu_ratio: float | None
+    run_queue_wait_ratio: float | None
+
+
+class LoopHealth:
+    """Probes the event loop: sleeps, and notes how much later than asked it woke.
+
+    Args:
+        sleep: cooperative sleep, seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        sleep: Callable[[float], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sleep = sleep
+        self._clock = clock
+        self._lag_us = HdrHistogram(1, 600_000_000, 3)
+        self._max_s = 0.0
+        self._recent_max_s = 0.0
+        self._began = clock()
+        self._usage = read_usage()
+
+    def run(self) -> None:
+        """Probe until the greenlet is killed."""
+        while True:
+            due = self._clock() + PROBE_S
+            self._sleep(PROBE_S)
+            self.note(max(0.0, self._clock() - due))
+
+    def note(self, lag_s: float) -> None:
+        """Take one probe's lag."""
+        self._lag_us.record_value(max(1, int(lag_s * 1e6)))
+        self._max_s = max(self._max_s, lag_s)
+        self._recent_max_s = max(self._recent_max_s, lag_s)
+
+    def take_recent_max_s(self) -> float:
+        """The worst lag since the last call."""
+        recent, self._recent_max_s = self._recent_max_s, 0.0
+        return recent
+
+    def report(self) -> HealthReport:
+        """Health so far."""
+        usage, wall_s = read_usage(), self._clock() - self._began
+        probes = self._lag_us.get_total_count()
+        waited = None
+        if usage.waited_s is not None and self._usage.waited_s is not None and wall_s > 0:
+            waited = (usage.waited_s - self._usage.waited_s) / wall_s
+        return HealthReport(
+            loop_lag_p99_s=self._lag_us.get_value_at_percentile(99) * 1e-6 if probes else None,
+            loop_lag_max_s=self._max_s if probes else None,
+            cpu_s=usage.cpu_s - self._usage.cpu_s,
+            cpu_ratio=(usage.cpu_s - self._usage.cpu_s) / wall_s if wall_s > 0 else None,
+            run_queue_wait_ratio=waited,
+        )

@@ -1,0 +1,89 @@
+"""The process that keeps a run: feeds the recorder, follows the progress, closes the run.
+
+That is the only load process, or Locust's master where there are several.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from collectors.batches import Batch, unpack
+from collectors.feed import RecorderFeed
+from collectors.runs import Run, RunStatus
+from loadgen.client import now
+from loadgen.progress import Progress, ProgressPipe
+from loadgen.session import worst_health
+
+PROGRESS_FD = "STREAMGAUGE_PROGRESS_FD"
+
+
+class RunKeeper:
+    """Keeps one run from its first batch to its last.
+
+    Args:
+        db: database, as ``--db`` has it.
+        run: the run; its instant 0 is set anew by :meth:`begin`.
+    """
+
+    def __init__(self, db: str, run: Run) -> None:
+        self.run = run
+        self.interrupted = False
+        self.finals: dict[str, dict[str, Any]] = {}
+        self._feed = RecorderFeed(db, run)
+        self._stopped_at_s: float | None = None
+        self._progress = Progress(run.id, run.began_mono_s)
+        fd = os.environ.get(PROGRESS_FD)
+        self.pipe = ProgressPipe(int(fd)) if fd else None
+
+    def begin(self) -> None:
+        """Start the recorder.
+
+        Raises:
+            StoreError: the database cannot be used.
+        """
+        self._feed.start()
+        if self.pipe:
+            self.pipe.write("begun", run_id=self.run.id)
+
+    def take(self, batch: Batch, frame: bytes | None = None) -> None:
+        """A batch of one load process; ``frame`` are its bytes where it came packed."""
+        self._feed.put(frame if frame is not None else batch)
+        self._progress.take(batch.worker, batch.records, len(batch.open))
+
+    def take_frame(self, frame: bytes) -> None:
+        """A packed batch, as workers send it."""
+        self.take(unpack(frame), frame)
+
+    def show_progress(self, on_reader_gone: Callable[[], None]) -> None:
+        """Tell the parent process how it goes, if there is one that asked."""
+        if self.pipe is not None:
+            self.pipe.write("progress", self._progress.snapshot())
+            if self.pipe.broken:
+                on_reader_gone()
+
+    def stop(self) -> None:
+        """No more requests become due from now on."""
+        if self._stopped_at_s is None:
+            self._stopped_at_s = now() - self.run.began_mono_s
+
+    def finish(self, notes: list[str], ramp_s: float | None) -> bool:
+        """Every load process is done: commit everything and close the run; True if all is kept."""
+        self.stop()
+        ended_at_s = now() - self.run.began_mono_s
+        assert self._stopped_at_s is not None
+        changes: dict[str, Any] = {} if ramp_s is None else {"ramp_s": ramp_s}
+        if notes:
+            changes["notes"] = notes
+        if changes:
+            self._feed.update_run(**changes)
+        kept = self._feed.finish(
+            status=RunStatus.INTERRUPTED if self.interrupted else RunStatus.COMPLETE,
+            stopped_at_s=self._stopped_at_s,
+            ended_at_s=max(ended_at_s, self._stopped_at_s),
+            client=worst_health(self.finals),
+        )
+        if self.pipe is not None:
+            self.pipe.write("ended", self._progress.snapshot(), kept=kept)
+        return kept

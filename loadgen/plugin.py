@@ -1,0 +1,496 @@
+"""What Streamgauge adds to Locust: options, recording, an honest end, rows in its statistics.
+
+Locust asks listeners, so importing a scenario registers them (Locust parses the command line right
+after it has imported the locustfile). Nothing else happens at import.
+
+Who does what: a *load process* (the only one, or a worker) has a
+:class:`~loadgen.session.LoadSession`; the process that *keeps* the run (the only one, or the
+master) has a :class:`~loadgen.keeper.RunKeeper`. Workers send packed batches over Locust's channel.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import secrets
+import signal
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gevent
+from locust import events
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import MasterRunner, Runner, WorkerRunner
+
+from collectors.batches import Batch, pack
+from collectors.errors import CollectorsError
+from collectors.records import Outcome, RequestRecord
+from collectors.runs import Run, new_run_id
+from loadgen.client import now
+from loadgen.errors import LoadgenError
+from loadgen.keeper import RunKeeper
+from loadgen.options import OPTIONS, Settings, public_config, read_settings
+from loadgen.preflight import look_at
+from loadgen.prompts import prompts_hash
+from loadgen.session import LoadSession, RunInfo
+
+log = logging.getLogger(__name__)
+
+# Messages on Locust's channel.
+RUN, BATCH, FINAL, SPENT, CUT = (
+    f"streamgauge_{m}" for m in ("run", "batch", "final", "spent", "cut")
+)
+FINAL_WAIT_S = 10.0
+
+
+class RequestFailedError(Exception):
+    """What Locust's statistics show for a failed request; its text is the outcome."""
+
+
+class LocustPlugin:
+    """The plugin of one Locust process.
+
+    Attributes:
+        session: this process's load session while a run is on.
+    """
+
+    def __init__(self) -> None:
+        self.session: LoadSession | None = None
+        self._environment: Environment | None = None
+        self._keeper: RunKeeper | None = None
+        self._info: RunInfo | None = None
+        self._settings: Settings | None = None
+        self._duration_s: float | None = None
+        self._spent: set[str] = set()
+        self._workers: set[str] = set()
+        self._greenlets: list[gevent.Greenlet] = []
+        self._registered = False
+
+    def register(self) -> None:
+        """Listen to Locust; calling it again changes nothing."""
+        if self._registered:
+            return
+        self._registered = True
+        events.init_command_line_parser.add_listener(add_options)
+        events.init.add_listener(self.on_init)
+        events.test_start.add_listener(self.on_test_start)
+        events.test_stopping.add_listener(self.on_test_stopping)
+        events.test_stop.add_listener(self.on_test_stop)
+        events.quitting.add_listener(self.on_quitting)
+        events.worker_connect.add_listener(self.on_worker_connect)
+
+    # -- before a run ------------------------------------------------------------------------
+
+    def on_init(self, environment: Environment, runner: Runner, **_: Any) -> None:
+        """Check the options, look at the endpoint, take over Locust's time limit."""
+        self._environment = environment
+        options = environment.parsed_options
+        if isinstance(runner, WorkerRunner):
+            runner.register_message(RUN, self._on_run_message)
+            runner.register_message(CUT, self._on_cut_message)
+            return
+        if isinstance(runner, MasterRunner):
+            runner.register_message(BATCH, self._on_batch_message)
+            runner.register_message(FINAL, self._on_final_message)
+            runner.register_message(SPENT, self._on_spent_message)
+        if options is None or not options.headless:
+            return
+        try:
+            settings = self._read_settings()
+            self._settings = self._look(settings)
+        except LoadgenError as error:
+            _leave(str(error))
+        if options.run_time:
+            # Locust counts from before the recorder is up, and on a master it cuts what is open;
+            # the same limit is kept here from the run's own beginning, drain included.
+            self._duration_s = float(options.run_time)
+            options.run_time = None
+            logging.getLogger("locust.main").addFilter(_holds_here)
+        if options.ramp is not None and options.num_users:
+            options.spawn_rate = float(options.num_users)  # users spread themselves, see RunInfo
+            logging.getLogger("locust.runners").addFilter(_holds_here)
+
+    def _read_settings(self) -> Settings:
+        assert self._environment is not None
+        return read_settings(self._environment.parsed_options, self._environment.host)
+
+    def _look(self, settings: Settings) -> Settings:
+        if not settings.preflight:
+            return settings
+        return replace(settings, endpoint=look_at(settings.endpoint))
+
+    # -- a run begins ------------------------------------------------------------------------
+
+    def on_test_start(self, environment: Environment, **_: Any) -> None:
+        """Begin a run; what is wrong now ends it with one sentence."""
+        runner = environment.runner
+        if isinstance(runner, WorkerRunner):
+            self._start_worker(runner)
+            return
+        try:
+            settings = self._settings or self._look(self._read_settings())
+            self._begin(environment, settings)
+        except (LoadgenError, CollectorsError) as error:
+            self._refuse(environment, error)
+
+    def _refuse(self, environment: Environment, error: Exception) -> None:
+        environment.process_exit_code = getattr(error, "exit_code", 4)
+        print(f"Error: {error}", file=sys.stderr)
+        assert environment.runner is not None
+        options = environment.parsed_options
+        headless = options is not None and options.headless
+        gevent.spawn(environment.runner.quit if headless else environment.runner.stop)
+
+    def _begin(self, environment: Environment, settings: Settings) -> None:
+        runner = environment.runner
+        assert runner is not None
+        seed = settings.seed if settings.seed is not None else secrets.randbits(32)
+        run = self._new_run(environment, settings, seed)
+        if _stop_timeout_is_default():
+            environment.stop_timeout = settings.drain_s
+        keeper = RunKeeper(settings.db, run)
+        keeper.begin()
+        self._keeper = keeper
+        self._spent.clear()
+        self._info = RunInfo(
+            run_id=run.id,
+            scenario=run.scenario,
+            model=settings.endpoint.model,
+            seed=seed,
+            began_mono_s=run.began_mono_s,
+            began_wall_s=run.began_wall_s,
+            boot_id=run.boot_id,
+            requests=settings.requests,
+            ramp_s=_phase_span_s(environment, settings),
+        )
+        if isinstance(runner, MasterRunner):
+            self._workers = {c.id for c in runner.clients.ready}
+            for client_id in self._workers:
+                self._tell_worker(runner, client_id, max(1, len(self._workers)))
+        else:
+            self.session = self._open_session(settings, self._info, "local", keeper.take)
+        self._greenlets = [gevent.spawn(self._follow, keeper)]
+        if self._duration_s is not None:
+            self._greenlets.append(gevent.spawn_later(self._duration_s, self._stop_as_planned))
+
+    def _new_run(self, environment: Environment, settings: Settings, seed: int) -> Run:
+        options = environment.parsed_options
+        assert environment.runner is not None
+        scenario = _scenario_name(environment)
+        users = getattr(environment.runner, "target_user_count", None) or None
+        wall_s, mono_s = time.time(), now()
+        return Run(
+            id=new_run_id(wall_s),
+            name=settings.run_name or scenario,
+            scenario=scenario,
+            target=settings.endpoint.target.url,
+            model=settings.endpoint.model or None,
+            api=settings.endpoint.api,
+            began_wall_s=wall_s,
+            began_mono_s=mono_s,
+            boot_id=boot_id(),
+            loop="closed",
+            users=users,
+            duration_s=self._duration_s,
+            ramp_s=settings.ramp_s,
+            warmup_s=settings.warmup_s,
+            drain_s=settings.drain_s,
+            labels=dict(settings.labels),
+            config={
+                **public_config(settings),
+                "seed": seed,
+                "users": users,
+                "spawn_rate": getattr(options, "spawn_rate", None),
+                "processes": getattr(options, "processes", None),
+            },
+            versions=versions(),
+            gpu_hour_price_usd=settings.gpu_hour_price_usd,
+            gpus=settings.gpus,
+            prompts_hash=prompts_hash(seed, scenario, settings.input_tokens),
+        )
+
+    def _open_session(
+        self, settings: Settings, info: RunInfo, worker: str, deliver: Any
+    ) -> LoadSession:
+        return LoadSession(
+            settings,
+            info,
+            worker=worker,
+            began_at=info.began_at(boot_id()),
+            deliver=deliver,
+            on_record=self._show_record,
+            on_spent=self._on_spent,
+        )
+
+    def _follow(self, keeper: RunKeeper) -> None:
+        while True:
+            gevent.sleep(0.5)
+            keeper.show_progress(self._on_reader_gone)
+
+    def _on_reader_gone(self) -> None:
+        """The process that started this one is gone, and nobody is left to stop the load."""
+        if self._keeper is not None:
+            self._keeper.interrupted = True
+        gevent.spawn(self._stop_as_planned)
+
+    # -- records -----------------------------------------------------------------------------
+
+    def _show_record(self, record: RequestRecord) -> None:
+        """One request event per request due; TTFT and tokens are rows of their own.
+
+        The extra rows are logged to their entries only, so that Aggregated stays one row a request.
+        """
+        environment = self._environment
+        assert environment is not None
+        name = record.task or record.scenario or "request"
+        e2e_s = record.e2e_s
+        if e2e_s is None and record.sent_at_s is not None and record.ended_at_s is not None:
+            e2e_s = record.ended_at_s - record.sent_at_s
+        failure = None
+        if record.outcome is not Outcome.OK:
+            words = (
+                f"{record.outcome.value}: {record.detail}"
+                if record.detail
+                else record.outcome.value
+            )
+            failure = RequestFailedError(words)
+        environment.events.request.fire(
+            request_type="E2E",
+            name=name,
+            response_time=(e2e_s or 0.0) * 1000.0,
+            response_length=0,
+            exception=failure,
+            context={},
+        )
+        if record.ttft_s is not None:
+            environment.stats.get(name, "TTFT").log(round(record.ttft_s * 1000.0), 0)
+        if record.output_tokens is not None:
+            environment.stats.get(f"{name} (tokens, not ms)", "TOKENS").log(record.output_tokens, 0)
+
+    def _on_spent(self) -> None:
+        """This process has asked all it may."""
+        assert self._environment is not None
+        runner = self._environment.runner
+        if isinstance(runner, WorkerRunner):
+            runner.send_message(SPENT, {})
+        else:
+            self._stop_as_planned()
+
+    # -- a run ends --------------------------------------------------------------------------
+
+    def _stop_as_planned(self) -> None:
+        """Stop as asked: no more requests, then the drain, then the end."""
+        assert self._environment is not None
+        runner = self._environment.runner
+        options = self._environment.parsed_options
+        if runner is None or self._keeper is None:
+            return
+        runner.stop()
+        if options is not None and options.headless:
+            runner.quit()
+
+    def on_test_stopping(self, **_: Any) -> None:
+        """No more requests become due."""
+        if self.session is not None:
+            self.session.stopping = True
+        if self._keeper is not None:
+            self._keeper.stop()
+
+    def on_test_stop(self, environment: Environment, **_: Any) -> None:
+        """Every user is gone: hand on the rest and close the run."""
+        runner = environment.runner
+        session, self.session = self.session, None
+        health = session.close() if session is not None else None
+        if isinstance(runner, WorkerRunner):
+            if health is not None:
+                runner.send_message(FINAL, {"worker": _worker_name(runner), "client": health})
+            environment.stop_timeout = 0.0  # else Locust waits that long before it is ready again
+            return
+        keeper, self._keeper = self._keeper, None
+        if keeper is None:
+            return
+        gevent.killall([g for g in self._greenlets if g is not gevent.getcurrent()], block=False)
+        notes: list[str] = []
+        if isinstance(runner, MasterRunner):
+            notes = self._await_finals(keeper)
+        elif health is not None:
+            keeper.finals["local"] = health
+        if not keeper.finish(notes, _ramp_s(environment, self._info)):
+            log.error("Not every record of run %s could be written to the database.", keeper.run.id)
+
+    def _await_finals(self, keeper: RunKeeper) -> list[str]:
+        """Wait for the last batch of each worker; a note for each that stays silent."""
+        deadline = now() + FINAL_WAIT_S
+        while len(keeper.finals) < len(self._workers) and now() < deadline:
+            gevent.sleep(0.05)
+        lost = len(self._workers) - len(keeper.finals)
+        return (
+            [f"{lost} load process(es) lost; what they had not sent is missing"] if lost > 0 else []
+        )
+
+    def on_quitting(self, environment: Environment, **_: Any) -> None:
+        """Locust leaves while a run is on: Ctrl-C, SIGTERM or a closed web UI."""
+        runner = environment.runner
+        if runner is None or (self._keeper is None and self.session is None):
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is under way; it is short
+        environment.stop_timeout = 0.0
+        if self._keeper is not None:
+            self._keeper.interrupted = True
+        if isinstance(runner, MasterRunner):
+            runner.send_message(CUT, {})
+        runner.stop()
+
+    # -- between master and workers ----------------------------------------------------------
+
+    def on_worker_connect(self, client_id: str, **_: Any) -> None:
+        """A worker that joins a run under way learns of it before it is told to start users."""
+        runner = self._environment.runner if self._environment else None
+        if isinstance(runner, MasterRunner) and self._keeper is not None:
+            self._workers.add(client_id)
+            self._tell_worker(runner, client_id, len(self._workers))
+
+    def _tell_worker(self, runner: MasterRunner, client_id: str, workers: int) -> None:
+        assert self._info is not None
+        requests = self._info.requests
+        if requests is not None:
+            index = runner.get_worker_index(client_id) % workers
+            requests = (requests + workers - 1 - index) // workers
+        runner.send_message(RUN, asdict(replace(self._info, requests=requests)), client_id)
+
+    def _on_run_message(self, msg: Any, **_: Any) -> None:
+        self._info = RunInfo(**msg.data)
+
+    def _start_worker(self, runner: WorkerRunner) -> None:
+        if self._info is None:
+            log.error(
+                "This worker was told to start before it was told of the run; it records nothing."
+            )
+            return
+        try:
+            settings = self._read_settings()
+        except LoadgenError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            return
+        endpoint = replace(settings.endpoint, model=self._info.model)
+        self.session = self._open_session(
+            replace(settings, endpoint=endpoint),
+            self._info,
+            _worker_name(runner),
+            lambda batch: self._send_batch(runner, batch),
+        )
+
+    @staticmethod
+    def _send_batch(runner: WorkerRunner, batch: Batch) -> None:
+        runner.send_message(BATCH, {"frame": pack(batch)})
+
+    def _on_batch_message(self, msg: Any, **_: Any) -> None:
+        if self._keeper is not None:
+            self._keeper.take_frame(msg.data["frame"])
+
+    def _on_final_message(self, msg: Any, **_: Any) -> None:
+        if self._keeper is not None:
+            self._keeper.finals[msg.data["worker"]] = msg.data["client"]
+
+    def _on_spent_message(self, msg: Any, **_: Any) -> None:
+        self._spent.add(msg.node_id)
+        if self._spent >= self._workers:
+            gevent.spawn(self._stop_as_planned)
+
+    def _on_cut_message(self, environment: Environment, **_: Any) -> None:
+        environment.stop_timeout = 0.0
+
+
+def add_options(parser: LocustArgumentParser) -> None:
+    """Our options in ``locust --help``."""
+    group = parser.add_argument_group(
+        "Streamgauge", "Load on an LLM endpoint, recorded request by request."
+    )
+    for option in OPTIONS:
+        common: dict[str, Any] = {"help": option.help, "include_in_web_ui": option.in_web_ui}
+        if option.kind == "flag":
+            group.add_argument(option.name, action="store_true", default=False, **common)
+        elif option.kind == "repeat":
+            group.add_argument(
+                option.name, action="append", default=None, metavar=option.metavar, **common
+            )
+        else:
+            group.add_argument(option.name, default=None, metavar=option.metavar, **common)
+
+
+def boot_id() -> str | None:
+    """Identifies this boot of this machine, and so its CLOCK_MONOTONIC; ``None`` off Linux."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part in a run."""
+    found = {"python": platform.python_version()}
+    for name in ("streamgauge", "locust", "gevent", "httptools"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _leave(sentence: str) -> NoReturn:
+    print(f"Error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _holds_here(record: logging.LogRecord) -> bool:
+    """False for hints of Locust's that are wrong once we keep the time and spread the users."""
+    message = record.getMessage()
+    return "No run time limit set" not in message and "spawn rate is very high" not in message
+
+
+def _stop_timeout_is_default() -> bool:
+    return not any(
+        a in ("-s", "--stop-timeout") or a.startswith("--stop-timeout=") for a in sys.argv
+    )
+
+
+def _scenario_name(environment: Environment) -> str:
+    path = getattr(environment.parsed_options, "locustfile", None) or "scenario"
+    return Path(path.split(",")[0]).stem
+
+
+def _worker_name(runner: WorkerRunner) -> str:
+    return f"w{runner.worker_index}"
+
+
+def _asked_ramp_s(environment: Environment) -> float:
+    """Seconds over which Locust's own spawning starts the users."""
+    runner, options = environment.runner, environment.parsed_options
+    rate = getattr(runner, "spawn_rate", None) or getattr(options, "spawn_rate", None) or 1.0
+    return float(getattr(runner, "target_user_count", 0) / rate)
+
+
+def _phase_span_s(environment: Environment, settings: Settings) -> float:
+    """Over how long the users of one burst spread their first requests.
+
+    Locust starts users in bursts, one a second; measured together they would measure the accept
+    queue. With ``--ramp`` all are started at once and spread over the whole ramp.
+    """
+    return settings.ramp_s if settings.ramp_s is not None else min(1.0, _asked_ramp_s(environment))
+
+
+def _ramp_s(environment: Environment, info: RunInfo | None) -> float | None:
+    if info is None:
+        return None
+    options = environment.parsed_options
+    if options is not None and options.ramp is not None:
+        return info.ramp_s
+    return max(_asked_ramp_s(environment), info.ramp_s)
+
+
+plugin = LocustPlugin()

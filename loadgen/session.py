@@ -1,0 +1,228 @@
+"""One load process's part in one run: the client, what it recorded and when that is handed on."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gevent
+from hdrh.histogram import HdrHistogram
+
+from collectors.batches import Batch, OpenRequest
+from collectors.records import RequestRecord
+from collectors.samples import Sample
+from loadgen.client import Ask, Client, now
+from loadgen.health import LoopHealth
+from loadgen.options import Settings
+from loadgen.prompts import PromptMaker
+from loadgen.wire import WireTransport
+
+FLUSH_S = 0.5
+MAX_BATCH_RECORDS = 256
+GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What every load process must know of the run; travels from Locust's master to its workers.
+
+    Attributes:
+        began_mono_s: CLOCK_MONOTONIC at instant 0 on the machine named by ``boot_id``.
+        requests: how many this process may ask; ``None`` for no limit.
+        ramp_s: seconds over which this process spreads the first requests of its users.
+    """
+
+    run_id: str
+    scenario: str
+    model: str
+    seed: int
+    began_mono_s: float
+    began_wall_s: float
+    boot_id: str | None
+    requests: int | None = None
+    ramp_s: float = 0.0
+
+    def began_at(self, boot_id: str | None) -> float:
+        """Instant 0 on this machine's CLOCK_MONOTONIC.
+
+        Elsewhere than on the machine that keeps the run, the wall clocks have to agree.
+        """
+        if self.boot_id is not None and boot_id == self.boot_id:
+            return self.began_mono_s
+        return time.monotonic() - (time.time() - self.began_wall_s)
+
+
+class LoadSession:
+    """Asks on behalf of this process's users, and hands batches of records to ``deliver``.
+
+    Args:
+        settings: the options of this process, model included.
+        info: the run.
+        worker: this process's name within the run.
+        began_at: instant 0 on CLOCK_MONOTONIC.
+        deliver: takes each batch; must not block.
+        on_record: told of each record as it is made (Locust's statistics).
+        on_spent: told once when the last request allowed became due.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        info: RunInfo,
+        *,
+        worker: str,
+        began_at: float,
+        deliver: Callable[[Batch], None],
+        on_record: Callable[[RequestRecord], None],
+        on_spent: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.info = info
+        self.prompts = PromptMaker(info.seed, worker)
+        self.random = random.Random(f"{info.seed}/{worker}/pauses")
+        self.stopping = False
+        self._worker = worker
+        self._began_at = began_at
+        self._deliver = deliver
+        self._on_record = on_record
+        self._on_spent = on_spent
+        self._records: list[RequestRecord] = []
+        self._sequence = 0
+        self._users = 0
+        self._transport = WireTransport()
+        self._health = LoopHealth(gevent.sleep)
+        self._read_delay_us = HdrHistogram(1, 600_000_000, 3)
+        self._events = self._coalesced = 0
+        self._client = Client(
+            self._transport,
+            settings.endpoint,
+            settings.limits,
+            run_id=info.run_id,
+            scenario=info.scenario,
+            worker=worker,
+            began_at=began_at,
+            emit=self._take,
+        )
+        self._greenlets = [gevent.spawn(self._health.run), gevent.spawn(self._flush_regularly)]
+
+    def next_user_phase_s(self) -> float:
+        """When, within the ramp, the next user starts: evenly spread, never all in one instant."""
+        self._users += 1
+        return (self._users * GOLDEN) % 1.0 * self.info.ramp_s
+
+    def may_ask(self) -> bool:
+        """Whether one more request may become due."""
+        limit = self.info.requests
+        return not self.stopping and (limit is None or self._client.asked < limit)
+
+    def ask(self, ask: Ask, due_at: float) -> RequestRecord:
+        """Send one request and wait for its end; see :meth:`loadgen.client.Client.ask`."""
+        if self.info.requests is not None and self._client.asked + 1 >= self.info.requests:
+            gevent.spawn(self._on_spent)
+        return self._client.ask(ask, due_at)
+
+    def close(self) -> dict[str, Any]:
+        """Hand on what is left and stop; the health of this process, as the run keeps it."""
+        gevent.killall(self._greenlets)
+        self.flush()
+        self._transport.close()
+        return self.client_health()
+
+    def client_health(self) -> dict[str, Any]:
+        """Figures that say how far this process's stamps can be trusted."""
+        delays = self._read_delay_us.get_total_count()
+        p99_us = self._read_delay_us.get_value_at_percentile(99) if delays else None
+        return {
+            "stamp": self._transport.stamps.counts.kind,
+            "read_delay_p99_s": p99_us * 1e-6 if p99_us is not None else None,
+            "coalesced_ratio": self._coalesced / self._events if self._events else None,
+            "output_events": self._events,
+            **asdict(self._health.report()),
+        }
+
+    def flush(self) -> None:
+        """Hand on the records so far, the requests still open, and this process's health."""
+        records, self._records = self._records, []
+        for start in range(0, max(1, len(records)), MAX_BATCH_RECORDS):
+            self._deliver(self._batch(records[start : start + MAX_BATCH_RECORDS]))
+
+    def _batch(self, records: list[RequestRecord]) -> Batch:
+        at_s = now() - self._began_at
+        batch = Batch(
+            worker=self._worker,
+            sequence=self._sequence,
+            at_s=at_s,
+            records=records,
+            open=self._open_requests(),
+            samples=self._samples(at_s),
+        )
+        self._sequence += 1
+        return batch
+
+    def _take(self, record: RequestRecord) -> None:
+        self._records.append(record)
+        self._events += record.output_events.total
+        self._coalesced += record.coalesced_events
+        if record.read_delay_s is not None:
+            self._read_delay_us.record_value(max(1, int(record.read_delay_s * 1e6)))
+        self._on_record(record)
+
+    def _flush_regularly(self) -> None:
+        while True:
+            gevent.sleep(FLUSH_S)
+            self.flush()
+
+    def _open_requests(self) -> list[OpenRequest]:
+        def instant(at: float | None) -> float | None:
+            return None if at is None else at - self._began_at
+
+        return [
+            OpenRequest(
+                seq=seq,
+                due_at_s=o.due_at - self._began_at,
+                sent_at_s=instant(o.exchange.sent_at),
+                first_byte_at_s=instant(o.exchange.head_at),
+                first_token_at_s=instant(o.reply.first_output_at),
+                first_answer_at_s=instant(o.reply.first_answer_at),
+                last_token_at_s=instant(o.reply.last_output_at),
+                task=o.ask.task,
+            )
+            for seq, o in self._client.open.items()
+        ]
+
+    def _samples(self, at_s: float) -> list[Sample]:
+        health = self._health.report()
+        source = f"worker:{self._worker}"
+        values = {
+            "client_loop_lag_seconds": self._health.take_recent_max_s(),
+            "client_cpu_seconds_total": health.cpu_s,
+            "client_open_requests": len(self._client.open),
+        }
+        return [Sample(at_s, source, name, float(value)) for name, value in values.items()]
+
+
+def worst_health(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One client health for the run: the worst of each figure over its load processes."""
+
+    def worst(key: str) -> float | None:
+        return max((w[key] for w in workers.values() if w.get(key) is not None), default=None)
+
+    stamps = {w.get("stamp") for w in workers.values()} - {None}
+    events = sum(w.get("output_events") or 0 for w in workers.values())
+    coalesced = sum(
+        (w.get("coalesced_ratio") or 0) * (w.get("output_events") or 0) for w in workers.values()
+    )
+    return {
+        "stamp": stamps.pop() if len(stamps) == 1 else ("mixed" if stamps else None),
+        "loop_lag_p99_s": worst("loop_lag_p99_s"),
+        "loop_lag_max_s": worst("loop_lag_max_s"),
+        "read_delay_p99_s": worst("read_delay_p99_s"),
+        "run_queue_wait_ratio": worst("run_queue_wait_ratio"),
+        "cpu_ratio": worst("cpu_ratio"),
+        "cpu_s": sum(w.get("cpu_s") or 0.0 for w in workers.values()),
+        "coalesced_ratio": coalesced / events if events else None,
+        "workers": workers,
+    }

@@ -1,0 +1,127 @@
+"""``streamgauge run``: a load run without knowing Locust, then its report and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from loadgen.errors import OptionError
+from loadgen.options import OPTIONS, parse_duration
+from streamgauge.commands._options import default_db
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_DURATION = "30s"
+DEFAULT_RAMP_S = 2.0
+
+
+def load_options(function: F) -> F:
+    """Every option that a Locust process of ours takes, for click."""
+    for option in reversed(OPTIONS):
+        if option.kind == "flag":
+            function = click.option(option.name, is_flag=True, help=option.help)(function)
+        else:
+            function = click.option(
+                option.name,
+                metavar=option.metavar,
+                help=option.help,
+                multiple=option.kind == "repeat",
+            )(function)
+    return function
+
+
+@click.command()
+@click.argument("scenario")
+@click.option("--host", metavar="URL", required=True, help="The endpoint, e.g. http://HOST:8000.")
+@click.option("--users", type=click.IntRange(min=1), default=1, show_default=True, help="Users.")
+@click.option(
+    "--duration", metavar="S", help=f"How long requests become due (default {DEFAULT_DURATION})."
+)
+@click.option("--processes", type=click.IntRange(min=1), help="Load processes (Locust workers).")
+@click.option(
+    "--sla", type=click.Path(path_type=Path), help="SLA file: ends with its verdict and exit code."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "md"]),
+    default="text",
+    show_default=True,
+    help="Of the report.",
+)
+@load_options
+def command(
+    scenario: str,
+    host: str,
+    users: int,
+    duration: str | None,
+    processes: int | None,
+    sla: Path | None,
+    form: str,
+    **options: Any,
+) -> int:
+    """Run SCENARIO (a bundled name or a Locust file) against an endpoint, record it and report.
+
+    Exit codes: without --sla 0 once recorded, 2 if nothing could be sent; with --sla those of
+    `streamgauge check`. Ctrl-C ends the run at once: what was open is recorded as unfinished.
+    """
+    from sla.spec import load_sla  # a bad SLA file is noticed before any load
+    from streamgauge.load import find_scenario, run_load
+    from streamgauge.progress import ProgressLine
+
+    path = find_scenario(scenario)
+    if sla is not None:
+        load_sla(sla)
+    options["db"] = options["db"] or default_db()
+    duration_s = _duration_s(duration, options["requests"])
+    if options["ramp"] is None:
+        options["ramp"] = str(
+            DEFAULT_RAMP_S if duration_s is None else min(DEFAULT_RAMP_S, duration_s / 5)
+        )
+    words = ["--host", host, "-u", str(users), *_words(options)]
+    if duration_s is not None:
+        words += ["-t", f"{duration_s:.0f}s"]
+    if processes is not None and processes > 1:
+        words += ["--processes", str(processes)]
+    result = run_load(path, words, ProgressLine(duration_s=duration_s))
+    if result.run_id is None:
+        return 128 + result.signal if result.signal else result.exit_code or 4
+    code = show_run(options["db"], result.run_id, sla, form)
+    if result.signal is not None:
+        return 128 + result.signal if code in (0, 3) else code
+    return code if result.kept else 4
+
+
+def show_run(db: str, run_id: str, sla: Path | None, form: str) -> int:
+    """Print a run's report, and its verdict where there is an SLA file; the exit code."""
+    from streamgauge.commands.report import show
+
+    return show(db, run_id, sla, form)
+
+
+def _duration_s(duration: str | None, requests: str | None) -> float | None:
+    if duration is None:
+        if requests is not None:
+            return None
+        duration = DEFAULT_DURATION
+    seconds = parse_duration(duration, "--duration")
+    if seconds < 1 or seconds != int(seconds):
+        raise OptionError(f"--duration: expected whole seconds from 1 up, found {duration!r}.")
+    return seconds
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """The options as words of Locust's command line."""
+    words: list[str] = []
+    for option in OPTIONS:
+        value = options[option.field]
+        if option.kind == "flag":
+            words += [option.name] if value else []
+        elif option.kind == "repeat":
+            words += [f"{option.name}={v}" for v in value]
+        elif value is not None:
+            words.append(f"{option.name}={value}")
+    return words
