@@ -72,7 +72,7 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
     Raises:
         RefusedError: it cannot be answered; carries status and message.
     """
-    fields = _read_fields(content_type, body)
+    fields = read_fields(content_type, body)
     chat = path == CHAT_PATH
     model = fields.get("model")
     if limits.model is not None and model not in {None, limits.model}:
@@ -115,18 +115,18 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
     )
 
 
-def read_json(content_type: str, body: bytes) -> Any:
-    """The JSON of a request's body.
+def read_fields(content_type: str, body: bytes) -> Mapping[str, Any]:
+    """The JSON object in a request's body.
 
     Raises:
-        RefusedError: the content type is not JSON, or the body is none.
+        RefusedError: the content type is not JSON, or the body is no JSON object.
     """
     if content_type.split(";", maxsplit=1)[0].strip().lower() != "application/json":
         raise RefusedError(
             400, "Unsupported Media Type: Only 'application/json' is allowed", "Bad Request"
         )
     try:
-        return json.loads(body)
+        fields = json.loads(body)
     except (ValueError, RecursionError) as error:
         at = getattr(error, "pos", 0)
         reason = getattr(error, "msg", "not UTF-8, or nested too deeply")
@@ -137,16 +137,31 @@ def read_json(content_type: str, body: bytes) -> Any:
             "Bad Request",
             f"body.{at}",
         ) from error
-
-
-def _read_fields(content_type: str, body: bytes) -> Mapping[str, Any]:
-    fields = read_json(content_type, body)
     if not isinstance(fields, dict):
         raise _missing("Input should be a valid dictionary", "body")
     return fields
 
 
+def prompt_text(fields: Mapping[str, Any]) -> str:
+    """The text of a prompt, or of all messages, as ``/tokenize`` counts it.
+
+    Raises:
+        RefusedError: there is neither.
+    """
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
+    return " ".join(_content(message.get("content")) for message in _messages(fields))
+
+
 def _chat_tokens(fields: Mapping[str, Any]) -> int:
+    return TOKENS_OF_OPENING + sum(
+        TOKENS_PER_MESSAGE + count_tokens(_content(message.get("content")))
+        for message in _messages(fields)
+    )
+
+
+def _messages(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     messages = fields.get("messages")
     if messages is None:
         raise _missing("Field required", "messages")
@@ -157,9 +172,7 @@ def _chat_tokens(fields: Mapping[str, Any]) -> int:
             "Cannot apply chat template to an empty conversation; messages must hold at least one.",
             "messages",
         )
-    return TOKENS_OF_OPENING + sum(
-        TOKENS_PER_MESSAGE + count_tokens(_content(message.get("content"))) for message in messages
-    )
+    return messages
 
 
 def _content(content: Any) -> str:

@@ -9,13 +9,14 @@ wakes 20 us later after an idle 10 ms and no later under load, for less CPU a wa
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import select
 import selectors
 import signal
 import socket
 
-from reference_server.errors import AddressError
+from reference_server.errors import AddressError, SettingsError
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_TIMERSLACK = 29
@@ -27,6 +28,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def sharpen_timers() -> None:
     """Let this thread's waits end when asked, not up to 50 us later (the default slack)."""
     _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+
+
+def run_before_others() -> None:
+    """Have this process scheduled before every ordinary one, the moment it has something to do.
+
+    Raises:
+        SettingsError: the user has no right to that.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError as error:
+        raise SettingsError(
+            "--realtime needs the right to real-time priority (root, or `ulimit -r` of at least "
+            "1); run without it."
+        ) from error
 
 
 def end_with_parent() -> None:

@@ -8,6 +8,7 @@ sent back in the next turn counts the same as when it was generated.
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import zlib
@@ -47,3 +48,22 @@ def words(seed: int) -> Iterator[str]:
     yield rng.choice(WORDS)
     while True:
         yield rng.choice(PIECES)
+
+
+def answer_length(
+    seed: int, max_tokens: int, min_tokens: int, eos_probability: float
+) -> tuple[int, str]:
+    """How long an answer becomes, and why it ends there (``length`` or ``stop``).
+
+    Args:
+        seed: the same seed gives the same length.
+        max_tokens: it ends here at the latest.
+        min_tokens: it does not end of itself before.
+        eos_probability: chance of ending after each token from there on, 0 to 1 (1 excluded).
+    """
+    if eos_probability <= 0:
+        return max_tokens, "length"
+    chance = 1.0 - random.Random(seed).random()  # in (0, 1]
+    further = 1 + int(math.log(chance) / math.log1p(-eos_probability))  # geometric, at least 1
+    length = max(min_tokens - 1, 0) + further
+    return (length, "stop") if length <= max_tokens else (max_tokens, "length")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from reference_server.engine import EngineConfig
 from reference_server.process import READY
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(us|ms|s|)")
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
@@ -33,6 +38,82 @@ class Duration(click.ParamType[float]):
         if match is None:
             self.fail(f"{value!r} is not a duration; write 50ms or 0.05s.", param, ctx)
         return float(match[1]) * _SECONDS[match[2]]
+
+
+class _Setting(NamedTuple):
+    """An option that sets one field of a server's settings."""
+
+    flag: str
+    field: str
+    type: Any
+    default: Any
+    help: str
+
+
+_ENGINE = EngineConfig()
+_COUNT = click.IntRange(1)
+_METRONOME_SETTINGS = (
+    _Setting("--ttft", "ttft_s", Duration(), 0.050, "read to first token."),
+    _Setting("--itl", "itl_s", Duration(), 0.010, "token to token."),
+    _Setting("--tokens", "tokens", _COUNT, 200, "length of an answer where none is asked for."),
+    _Setting(
+        "--spread", "spread", bool, False, "add a phase below --itl to each TTFT, so that streams "
+        "that start together tick apart."
+    ),
+    _Setting(
+        "--realtime", "realtime", bool, False, "run before other processes (needs the right to)."
+    ),
+)  # fmt: skip
+_ENGINE_SETTINGS = (
+    _Setting("--max-num-seqs", "max_num_seqs", _COUNT, _ENGINE.max_num_seqs,
+             "requests that run at once; more wait."),
+    _Setting("--max-num-queued-reqs", "max_queued", click.IntRange(0), _ENGINE.max_queued,
+             "requests that may wait; more are refused with 503. Without it: any number."),
+    _Setting("--max-num-batched-tokens", "max_batched_tokens", _COUNT, _ENGINE.max_batched_tokens,
+             "tokens computed in one step at most."),
+    _Setting("--kv-cache-tokens", "kv_cache_tokens", _COUNT, _ENGINE.kv_cache_tokens,
+             "tokens the KV cache holds."),
+    _Setting("--prefill-base", "prefill_base_s", Duration(), _ENGINE.prefill_base_s,
+             "cost of a step that computes prompt tokens."),
+    _Setting("--prefill-per-token", "prefill_per_token_s", Duration(), _ENGINE.prefill_per_token_s,
+             "cost of each prompt token."),
+    _Setting("--decode-base", "decode_base_s", Duration(), _ENGINE.decode_base_s,
+             "cost of a step that generates tokens."),
+    _Setting("--decode-per-sequence", "decode_per_sequence_s", Duration(),
+             _ENGINE.decode_per_sequence_s, "cost of each sequence that gets one."),
+    _Setting("--decode-per-kv-token", "decode_per_kv_token_s", Duration(),
+             _ENGINE.decode_per_kv_token_s, "cost of each token in the KV cache those look at."),
+)  # fmt: skip
+_SIMULATOR_SETTINGS = (
+    _Setting("--max-model-len", "max_model_len", _COUNT, 8192, "prompt and answer together."),
+    _Setting("--eos-probability", "eos_probability", click.FloatRange(0, 1, max_open=True), 0.0,
+             "chance that an answer ends of itself after each token."),
+    _Setting("--api-key-env", "api_key_env", str, None,
+             "ask for the API key that this environment variable holds."),
+)  # fmt: skip
+
+
+def _written(seconds: float) -> str:
+    return f"{seconds * 1e6:g}us" if seconds < 1e-4 else f"{seconds * 1e3:g}ms"
+
+
+def _settings(where: str, settings: Iterable[_Setting]) -> Callable[[F], F]:
+    """Options for a server's settings."""
+
+    def decorate(function: F) -> F:
+        for flag, name, kind, default, about in reversed(tuple(settings)):
+            function = click.option(
+                flag,
+                name,
+                type=None if kind is bool else kind,
+                is_flag=kind is bool,
+                default=_written(default) if isinstance(kind, Duration) else default,
+                show_default=kind is not bool and default is not None,
+                help=f"{where}: {about}",
+            )(function)
+        return function
+
+    return decorate
 
 
 @click.group("serve")
@@ -59,32 +140,9 @@ def command() -> None:
     help="Keep every token's instant of the last N requests in /truth.",
 )
 @click.option("--metronome", is_flag=True, help="Keep a fixed schedule instead of simulating.")
-@click.option(
-    "--ttft",
-    type=Duration(),
-    default="50ms",
-    show_default=True,
-    help="Metronome: from the request read to the first token.",
-)
-@click.option(
-    "--itl",
-    type=Duration(),
-    default="10ms",
-    show_default=True,
-    help="Metronome: from one token to the next.",
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    help="Metronome: length of an answer whose request gives none.",
-)
-@click.option(
-    "--spread",
-    is_flag=True,
-    help="Metronome: add to each TTFT a phase below --itl, so that streams tick apart.",
-)
+@_settings("Metronome", _METRONOME_SETTINGS)
+@_settings("Simulator", _SIMULATOR_SETTINGS)
+@_settings("Engine", _ENGINE_SETTINGS)
 @click.option("--end-with-parent", is_flag=True, hidden=True)
 @click.pass_context
 def sim(
@@ -101,7 +159,8 @@ def sim(
 ) -> None:
     """Serve a simulated model, or with --metronome a fixed schedule.
 
-    Prints one line, "serving on URL", once it accepts connections. Ctrl-C or SIGTERM ends it.
+    Durations are written 50ms or 0.05s. Prints one line, "serving on URL", once it accepts
+    connections; Ctrl-C or SIGTERM ends it. /truth tells when each answer really was written.
     """
     _refuse_options_without_effect(ctx, metronome=metronome)
     from reference_server import kernel  # `serve --help` needs no server
@@ -116,20 +175,68 @@ def sim(
         def say_ready() -> None:
             click.echo(f"{READY}{kernel.url_of(listener)}")
 
-        if metronome:
-            _keep_time(listener, log, say_ready, **options)
-        else:
-            _simulate(listener, log, say_ready, **options)
+        serve = _keep_time if metronome else _simulate
+        serve(listener, log, say_ready, model, options)
 
 
-_METRONOME_ONLY = ("ttft", "itl", "tokens", "spread")
+def _keep_time(
+    listener: socket.socket,
+    log: Any,
+    say_ready: Callable[[], None],
+    model: str,
+    options: dict[str, Any],
+) -> None:
+    from reference_server.metronome import Metronome, MetronomeSettings
+
+    settings = MetronomeSettings(model=model, **_chosen(options, _METRONOME_SETTINGS))
+    server = Metronome(listener, settings, log)
+    with _until_told_to_stop():
+        say_ready()
+        server.run()
+
+
+def _simulate(
+    listener: socket.socket,
+    log: Any,
+    say_ready: Callable[[], None],
+    model: str,
+    options: dict[str, Any],
+) -> None:
+    from reference_server.app import Simulator, SimulatorSettings
+    from reference_server.serve import serve_simulator  # needs uvicorn
+
+    chosen = _chosen(options, _SIMULATOR_SETTINGS)
+    settings = SimulatorSettings(
+        model=model,
+        api_key=_api_key(chosen.pop("api_key_env")),
+        engine=EngineConfig(**_chosen(options, _ENGINE_SETTINGS)),
+        **chosen,
+    )
+    serve_simulator(listener, Simulator(settings, log), say_ready)
+
+
+def _chosen(options: dict[str, Any], settings: Iterable[_Setting]) -> dict[str, Any]:
+    return {setting.field: options[setting.field] for setting in settings}
+
+
+def _api_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable)
+    if not key:
+        raise click.UsageError(
+            f"--api-key-env names {variable}, which is not set; export it or leave the option out."
+        )
+    return key
 
 
 def _refuse_options_without_effect(ctx: click.Context, *, metronome: bool) -> None:
     """An option that would do nothing is a misunderstanding, so it is said."""
-    for name in () if metronome else _METRONOME_ONLY:
-        if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} needs --metronome.")
+    idle = (*_SIMULATOR_SETTINGS, *_ENGINE_SETTINGS) if metronome else _METRONOME_SETTINGS
+    for setting in idle:
+        if ctx.get_parameter_source(setting.field) == ParameterSource.COMMANDLINE:
+            verb = "has no effect with" if metronome else "needs"
+            raise click.UsageError(f"{setting.flag} {verb} --metronome.")
 
 
 class _Stop(BaseException):
