@@ -1,0 +1,1 @@
+"""Measurements of this machine and this code (``make bench``); no part of the product."""
