@@ -137,7 +137,9 @@ def expect_light(modules: list[str]) -> None:
 @pytest.mark.parametrize("package", LIGHT_PACKAGES)
 def test_reading_and_judging_loads_nothing_heavy(package: str) -> None:
     """No module of the package loads Locust, gevent, Streamlit, pandas, Plotly or vLLM."""
-    expect_light([module_name(file) for file in sources(package)])
+    # Migrations are run by Alembic, which sets the stage for them; they cannot be imported.
+    files = [file for file in sources(package) if "migrations" not in file.parts]
+    expect_light([module_name(file) for file in files])
 
 
 @pytest.mark.parametrize("name", LIGHT_COMMANDS)
