@@ -15,7 +15,8 @@ for _name in ("collectors", "sla"):
     _spec = importlib.util.find_spec(_name)
     _places = [Path(p).resolve() for p in (_spec.submodule_search_locations or ())] if _spec else []
     if _HOME / _name not in _places:
+        _by = _places[0] if _places else "a module of that name"
         raise SystemExit(
-            f"Error: Streamgauge's package {_name!r} is hidden by {_places[0] if _places else 'nothing'}; "
+            f"Error: Streamgauge's package {_name!r} is hidden by {_by}; "
             "rename that folder or start from another working folder."
         )

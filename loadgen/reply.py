@@ -123,13 +123,12 @@ class Reply:
         except orjson.JSONDecodeError:
             self._not_json(name, data)
             return
-        if payload == "[DONE]":
-            self.done = True
-            return
-        if name == b"error" or _tells_error(payload):
-            self._fail(error_message(payload))
-        elif isinstance(payload, dict):
+        if payload.__class__ is dict and name != b"error" and not _tells_error(payload):
             self._chunk(payload, at, read, delay)
+        elif payload == "[DONE]":
+            self.done = True
+        elif name == b"error" or _tells_error(payload):
+            self._fail(error_message(payload))
 
     def _not_json(self, name: bytes, data: bytes) -> None:
         if data.strip() in _DONE:

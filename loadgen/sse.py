@@ -37,6 +37,7 @@ class SseDecoder:
     __slots__ = (
         "_after_cr",
         "_data",
+        "_idle",
         "_max_event_bytes",
         "_name",
         "_size",
@@ -54,6 +55,7 @@ class SseDecoder:
         self._name = b""
         self._after_cr = False
         self._started = False
+        self._idle = False  # nothing is pending, and nothing special is expected
         self.comments = 0
         self.unterminated = False
 
@@ -63,6 +65,20 @@ class SseDecoder:
         Raises:
             DecodeError: an event outgrew the limit.
         """
+        # The common case, one whole event of one data line, comes first for its speed.
+        if (
+            self._idle
+            and chunk[:6] == b"data: "
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk[-1:] == b"\n"
+            and b"\r" not in chunk
+        ):
+            return [(b"", chunk[6:-2])]
+        events = self._feed(chunk)
+        self._idle = self._started and not (self._size or self._name or self._after_cr)
+        return events
+
+    def _feed(self, chunk: bytes) -> list[SseEvent]:
         if not self._started:
             chunk = self._strip_bom(chunk)
         if self._after_cr and chunk:
@@ -74,7 +90,7 @@ class SseDecoder:
             chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         events: list[SseEvent] = []
         if self._size == 0 and not self._name and chunk.endswith(b"\n\n"):
-            # The common case: whole events, each one data line.
+            # Also common: several whole events, each one data line.
             for block in chunk[:-2].split(b"\n\n"):
                 if block.startswith(b"data: ") and b"\n" not in block:
                     events.append((b"", block[6:]))

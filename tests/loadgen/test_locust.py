@@ -1,0 +1,385 @@
+"""Locust with our plugin, as users run it: real processes, real sockets, real SQLite."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from collectors.records import Outcome
+from collectors.runs import Run, RunStatus
+from collectors.store import Store
+from loadgen.options import OPTIONS
+from reference_server.process import SimProcess
+
+SCENARIO = str(Path(__file__).resolve().parents[2] / "scenarios" / "chat.py")
+PATIENCE_S = 40.0
+
+
+@pytest.fixture(scope="module")
+def metronome() -> Iterator[str]:
+    """A quick source: TTFT 20 ms, gap 2 ms."""
+    with SimProcess("--metronome", "--ttft", "20ms", "--itl", "2ms") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="module")
+def slow_metronome() -> Iterator[str]:
+    """A source whose answers take half a minute, so that something is always open."""
+    with SimProcess("--metronome", "--ttft", "50ms", "--itl", "300ms") as server:
+        yield server.url
+
+
+def start(host: str, db: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
+    """Plain Locust on the chat scenario."""
+    command = [sys.executable, "-m", "locust", "-f", SCENARIO, "--host", host, "--db", str(db)]
+    return subprocess.Popen(
+        [*command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        **popen,
+    )
+
+
+def run(host: str, db: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Plain Locust to its end."""
+    process = start(host, db, "--headless", *options)
+    try:
+        out, err = process.communicate(timeout=PATIENCE_S + 30)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for a state of another process; fails where it never comes."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.05)
+
+
+def only_run(db: Path) -> Run:
+    """The one run in a database."""
+    with Store.open(str(db), read_only=True) as store:
+        (found,) = store.runs()
+        return found
+
+
+def has_records(db: Path, least: int) -> bool:
+    """Whether a database being written holds that many records."""
+    if not db.exists():
+        return False
+    with Store.open(str(db), read_only=True) as store:
+        runs = store.runs()
+        return bool(runs) and store.count(runs[0].id) >= least
+
+
+def truth_ids(url: str, run_id: str) -> set[str]:
+    """Ids of a run's requests that the server saw."""
+    requests = httpx.get(f"{url}/truth").json()["requests"]
+    return {r["id"] for r in requests if r["id"].startswith(run_id)}
+
+
+def test_a_headless_run_leaves_one_record_for_every_request_the_server_saw(
+    metronome: str, tmp_path: Path
+) -> None:
+    """Every request in the server's truth log has exactly one record, and the run is complete."""
+    db = tmp_path / "runs.db"
+    done = run(metronome, db, "-u", "4", "-r", "4", "-t", "4s", "--think-time", "0.1")
+
+    assert done.returncode == 0, done.stderr
+    found = only_run(db)
+    with Store.open(str(db)) as store:
+        records = list(store.records(found.id))
+    assert found.status is RunStatus.COMPLETE
+    assert {f"{r.run_id}-{r.worker}-{r.seq}" for r in records} == truth_ids(metronome, found.id)
+    assert {r.outcome for r in records} == {Outcome.OK}
+    assert found.scenario == "chat"
+    assert found.users == 4
+    assert found.duration_s == 4.0
+
+
+def test_the_clients_first_token_is_never_before_the_servers_schedule(
+    metronome: str, tmp_path: Path
+) -> None:
+    """A TTFT is at least the true one: neither the response head nor the role chunk is a token."""
+    db = tmp_path / "runs.db"
+    done = run(metronome, db, "-u", "2", "-t", "3s", "--think-time", "0.05")
+
+    assert done.returncode == 0, done.stderr
+    found = only_run(db)
+    truth = {r["id"]: r for r in httpx.get(f"{metronome}/truth").json()["requests"]}
+    with Store.open(str(db)) as store:
+        records = list(store.records(found.id))
+    assert records
+    for record in records:
+        entry = truth[f"{record.run_id}-{record.worker}-{record.seq}"]
+        assert record.first_token_at_s is not None
+        assert record.sent_at_s is not None
+        assert found.began_mono_s + record.sent_at_s <= entry["read_at"]
+        assert found.began_mono_s + record.first_token_at_s >= entry["first_scheduled_at"]
+        assert record.output_tokens == entry["tokens"]
+
+
+def test_aggregated_stays_one_row_a_request(metronome: str, tmp_path: Path) -> None:
+    """Locust's Aggregated row counts the records, and TTFT and tokens are rows beside it."""
+    db = tmp_path / "runs.db"
+    prefix = tmp_path / "stats"
+    done = run(
+        metronome, db, "-u", "3", "-r", "3", "-t", "4s", "--think-time", "0.1", "--csv", str(prefix)
+    )
+
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "stats_stats.csv").open(newline="") as file:
+        rows = {(r["Type"], r["Name"]): r for r in csv.DictReader(file)}
+    with Store.open(str(db)) as store:
+        records = list(store.records(only_run(db).id))
+    count = str(len(records))
+    assert rows["", "Aggregated"]["Request Count"] == count
+    assert rows["", "Aggregated"]["Failure Count"] == "0"
+    assert rows["E2E", "chat"]["Request Count"] == count
+    assert rows["TTFT", "chat"]["Request Count"] == count
+    assert rows["TOKENS", "chat (tokens, not ms)"]["Request Count"] == count
+    rate = float(rows["", "Aggregated"]["Requests/s"])
+    assert rate == pytest.approx(float(rows["E2E", "chat"]["Requests/s"]))
+
+
+def test_failed_requests_are_failures_in_locust_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that refuses every request fails every request, in the records and in Aggregated."""
+    monkeypatch.setenv("SIM_KEY", "right-key-1234")
+    with SimProcess("--api-key-env", "SIM_KEY") as server:
+        db, prefix = tmp_path / "runs.db", tmp_path / "stats"
+        options = ["-u", "2", "-t", "3s", "--think-time", "0.2", "--csv", str(prefix)]
+        done = run(server.url, db, *options, "--no-preflight", "--model", "sim-8b")
+    with (tmp_path / "stats_stats.csv").open(newline="") as file:
+        rows = {(r["Type"], r["Name"]): r for r in csv.DictReader(file)}
+    with Store.open(str(db)) as store:
+        records = list(store.records(only_run(db).id))
+    assert done.returncode == 1  # Locust's own convention: something failed
+    assert {(r.outcome, r.http_status) for r in records} == {(Outcome.HTTP_ERROR, 401)}
+    assert rows["", "Aggregated"]["Failure Count"] == str(len(records))
+    assert ("TTFT", "chat") not in rows
+
+
+def test_several_processes_are_one_run(metronome: str, tmp_path: Path) -> None:
+    """With --processes 2 the records of both workers are in the one run, none lost."""
+    db = tmp_path / "runs.db"
+    done = run(
+        metronome, db, "-u", "4", "-r", "4", "-t", "5s", "--think-time", "0.1", "--processes", "2"
+    )
+
+    assert done.returncode == 0, done.stderr
+    found = only_run(db)
+    with Store.open(str(db)) as store:
+        records = list(store.records(found.id))
+    assert found.status is RunStatus.COMPLETE
+    assert {r.worker for r in records} == {"w0", "w1"}
+    assert {f"{r.run_id}-{r.worker}-{r.seq}" for r in records} == truth_ids(metronome, found.id)
+    assert set(found.client["workers"]) == {"w0", "w1"}
+
+
+def test_a_master_and_a_worker_are_one_run(metronome: str, tmp_path: Path) -> None:
+    """Locust's own --master and --worker record into the master's database."""
+    db, port = tmp_path / "runs.db", str(free_port())
+    worker = start(metronome, tmp_path / "unused.db", "--worker", "--master-port", port)
+    try:
+        master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port]
+        options = ["-u", "2", "-t", "3s", "--think-time", "0.1", "--expect-workers", "1"]
+        done = run(metronome, db, *master, *options)
+        assert done.returncode == 0, done.stderr
+        assert worker.wait(PATIENCE_S) == 0
+    finally:
+        worker.kill()
+        worker.communicate()
+    with Store.open(str(db)) as store:
+        records = list(store.records(only_run(db).id))
+    assert {r.worker for r in records} == {"w0"}
+    assert not (tmp_path / "unused.db").exists()
+
+
+def test_the_number_of_requests_can_be_limited(metronome: str, tmp_path: Path) -> None:
+    """--requests 7 makes seven requests due, no more and no fewer, and ends the run."""
+    db = tmp_path / "runs.db"
+    done = run(metronome, db, "-u", "3", "-r", "3", "--think-time", "0", "--requests", "7")
+
+    assert done.returncode == 0, done.stderr
+    with Store.open(str(db)) as store:
+        assert store.count(only_run(db).id) == 7
+    assert only_run(db).status is RunStatus.COMPLETE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_a_signal_leaves_an_interrupted_run_with_everything_in_it(
+    number: signal.Signals, slow_metronome: str, tmp_path: Path
+) -> None:
+    """What was open at the signal is recorded as unfinished, and the run says interrupted."""
+    db = tmp_path / "runs.db"
+    options = ["-u", "3", "-r", "3", "--think-time", "0", "--max-tokens", "100"]
+    process = start(slow_metronome, db, "--headless", *options)
+    try:
+        wait_until(lambda: open_requests(db) >= 3)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    found = only_run(db)
+    with Store.open(str(db)) as store:
+        records = list(store.records(found.id))
+    assert found.status is RunStatus.INTERRUPTED, err
+    assert [r.outcome for r in records] == [Outcome.UNFINISHED] * 3
+    assert all(r.ended_at_s is not None for r in records)
+
+
+def test_kill_9_of_the_load_leaves_a_readable_interrupted_run(
+    metronome: str, tmp_path: Path
+) -> None:
+    """After kill -9 the run is interrupted and holds every record handed on before."""
+    db = tmp_path / "runs.db"
+    process = start(metronome, db, "--headless", "-u", "4", "-r", "4", "--think-time", "0")
+    try:
+        wait_until(lambda: has_records(db, 20))
+        process.kill()
+        process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    wait_until(lambda: only_run(db).status is RunStatus.INTERRUPTED)
+    with Store.open(str(db)) as store:
+        records = list(store.records(only_run(db).id))
+    assert len(records) >= 20
+    assert {r.outcome for r in records} <= {Outcome.OK, Outcome.UNFINISHED}
+
+
+def test_the_web_ui_starts_and_stops_runs(metronome: str, tmp_path: Path) -> None:
+    """Each start in Locust's web UI is a run, its rows show TTFT, and Stop completes it."""
+    db, port = tmp_path / "runs.db", free_port()
+    process = start(
+        metronome, db, "--web-host", "127.0.0.1", "--web-port", str(port), "--think-time", "0.1"
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(url))
+        for _ in range(2):
+            form = {"user_count": "2", "spawn_rate": "2", "host": metronome}
+            assert httpx.post(f"{url}/swarm", data=form).json()["success"]
+            wait_until(lambda: ("TTFT", "chat") in web_rows(url))
+            assert httpx.get(f"{url}/stop", timeout=PATIENCE_S).json()["success"]
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    with Store.open(str(db)) as store:
+        runs = store.runs()
+        assert [r.status for r in runs] == [RunStatus.COMPLETE] * 2
+        assert all(store.count(r.id) > 0 for r in runs)
+
+
+def test_our_options_stand_in_locusts_help() -> None:
+    """`locust -f scenarios/chat.py --help` names every option of ours."""
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", "-f", SCENARIO, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    assert [o.name for o in OPTIONS if o.name not in done.stdout] == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "http://127.0.0.1:9"], "Cannot reach http://127.0.0.1:9"),
+        (["--model", "nope"], "does not serve 'nope'"),
+        (["--host", "ftp://x"], "expected a URL like"),
+        (["--api-key-env", "NOT_SET_ANYWHERE"], "'NOT_SET_ANYWHERE' is not set"),
+        (["--db", "/nowhere/at/all/runs.db"], "/nowhere/at/all"),
+        (["--think-time", "soon"], "--think-time: expected a duration"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(
+    options: list[str], words: str, metronome: str, tmp_path: Path
+) -> None:
+    """What cannot work ends with exit code 2 and one sentence, and leaves no database."""
+    db = tmp_path / "runs.db"
+    done = run(metronome, db, "-u", "1", "-t", "2s", *options)
+
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
+    assert done.returncode == 2, done.stderr
+    assert len(errors) == 1
+    assert words in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not db.exists()
+
+
+def test_an_endpoint_that_wants_a_key_says_how_to_give_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 401 before the run is one sentence that names --api-key-env."""
+    monkeypatch.setenv("SIM_KEY", "right-key-1234")
+    with SimProcess("--api-key-env", "SIM_KEY") as server:
+        done = run(server.url, tmp_path / "runs.db", "-u", "1", "-t", "2s")
+    assert done.returncode == 2
+    assert "wants an API key (HTTP 401); give it with --api-key-env NAME" in done.stderr
+
+
+def test_the_api_key_reaches_the_server_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the key the run works, and no byte of the database or the output holds it."""
+    key = "sg-canary-5d41402abc4b2a76"
+    monkeypatch.setenv("CANARY_KEY", key)
+    with SimProcess("--api-key-env", "CANARY_KEY") as server:
+        db = tmp_path / "runs.db"
+        options = ["-u", "2", "-t", "3s", "--think-time", "0.2", "--api-key-env", "CANARY_KEY"]
+        done = run(server.url, db, *options, "--header", "X-Extra=@CANARY_KEY")
+    assert done.returncode == 0, done.stderr
+    with Store.open(str(db)) as store:
+        assert {r.outcome for r in store.records(only_run(db).id)} == {Outcome.OK}
+    assert key not in done.stdout + done.stderr
+    assert all(key.encode() not in p.read_bytes() for p in tmp_path.iterdir())
+
+
+def open_requests(db: Path) -> float:
+    """How many requests a run being recorded has open, as its load process last said."""
+    if not db.exists():
+        return 0
+    with Store.open(str(db), read_only=True) as store:
+        runs = store.runs()
+        samples = store.samples(runs[0].id, ["client_open_requests"]) if runs else []
+        return samples[-1].value if samples else 0
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def answers(url: str) -> bool:
+    """Whether a web server is up."""
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def web_rows(url: str) -> set[tuple[str, str]]:
+    """Rows of the web UI's statistics."""
+    stats = json.loads(httpx.get(f"{url}/stats/requests").text)["stats"]
+    return {(row["method"], row["name"]) for row in stats}
