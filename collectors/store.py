@@ -178,15 +178,15 @@ class Store:
             try:
                 added = [self._add(connection, run_key, batch) for batch in batches]
                 self._add_samples(connection, run_key, samples)
+                if changes:
+                    connection.execute(
+                        schema.runs.update().where(schema.runs.c.key == run_key), changes
+                    )
             except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError, ValueError) as error:
                 raise BatchError(
                     f"A batch for run {run_id} holds a value that cannot be stored: "
                     f"{first_line(error)}."
                 ) from error
-            if changes:
-                connection.execute(
-                    schema.runs.update().where(schema.runs.c.key == run_key), changes
-                )
         return added
 
     def add_unfinished(self, run_id: str, records: Sequence[RequestRecord]) -> int:
