@@ -12,6 +12,7 @@ import numpy as np
 from collectors.estimates import PerUnit
 from collectors.table import Floats
 
+MILLION = 1_000_000
 GPU_HOURS = "gpu_hours"
 SECONDS_PER_HOUR = 3600
 
@@ -23,14 +24,14 @@ class Cost:
     Attributes:
         usd: US dollars for the whole window.
         per_request: for each request due in the window that succeeded.
-        per_output_token: for each output token that arrived in the window.
+        per_1m_output_tokens: for a million output tokens that arrived in the window.
         per_good_request: for each good request due in the window.
         basis: "gpu_hours".
     """
 
     usd: float | None = None
     per_request: PerUnit | None = None
-    per_output_token: PerUnit | None = None
+    per_1m_output_tokens: PerUnit | None = None
     per_good_request: PerUnit | None = None
     basis: str | None = None
 
@@ -42,7 +43,7 @@ def gpu_usd_per_s(hour_price_usd: float | None, gpus: int | None) -> float | Non
     return hour_price_usd * gpus / SECONDS_PER_HOUR
 
 
-def share_by_tokens(usd: float, tokens: Floats) -> Floats:
-    """``usd`` shared out over requests by their tokens; NaN for a request without any."""
-    total = float(np.nansum(tokens))
-    return usd * tokens / total if total > 0 else np.full(len(tokens), np.nan)
+def usd_per_token(usd: float, input_tokens: Floats, output_tokens: Floats) -> float | None:
+    """What each token costs when ``usd`` is shared out over all, input and output alike."""
+    total = float(np.nansum(input_tokens) + np.nansum(output_tokens))
+    return usd / total if total > 0 else None

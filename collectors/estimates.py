@@ -171,7 +171,7 @@ class Percentile:
         distance = abs(
             float(np.searchsorted(self.sample.ordered, limit, "right")) / self.n - self.q
         )
-        if distance * self.n < 1:
+        if distance == 0:
             return None
         z = NormalDist().inv_cdf(1 - (1 - confidence) / 2)
         enough = max(

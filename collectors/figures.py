@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from collectors.cost import GPU_HOURS, Cost, gpu_usd_per_s
+from collectors.cost import GPU_HOURS, MILLION, Cost, gpu_usd_per_s
 from collectors.estimates import (
     Fact,
     FeltSample,
@@ -183,9 +183,9 @@ def measure(
     window = _window(requests, start_s, end_s)
     latency = {name: Latency(s) for name, draw in SAMPLES.items() if (s := draw(requests))}
     rates = _Rates(table, window)
+    goodput_ratio, goodput_per_s = measure_goodput(table, window, good)
     client = _client(run, requests)
     gpus = _gpus(run, samples, window)
-    goodput = rates.due(table.is_ok & good) if good is not None else None
     output_rate = rates.output_tokens()
     answered = window.ok + window.failed + window.unfinished
     return Figures(
@@ -196,15 +196,13 @@ def measure(
         requests_per_s=rates.ended(),
         input_tokens_per_s=rates.input_tokens(),
         output_tokens_per_s=output_rate,
-        goodput_per_s=goodput,
-        goodput_ratio=Ratio.of(requests.is_ok & good[is_member])
-        if good is not None and window.due
-        else None,
+        goodput_per_s=goodput_per_s,
+        goodput_ratio=goodput_ratio,
         tokens=_tokens(requests),
         errors=Ratio.of(requests.is_failed[_is_answered(requests)]) if answered else None,
         by_outcome=_by_outcome(requests),
         flags=dict(sorted(Counter(chain.from_iterable(requests.flags)).items())),
-        cost=_cost(run, window, rates.due(table.is_ok), output_rate, goodput),
+        cost=_cost(run, window, rates.due(table.is_ok), output_rate, goodput_per_s),
         gpus=gpus,
         energy_j=_sum_seen([gpu.energy_j for gpu in gpus]),
         host_cpu_ratio=_mean_of(samples, "host_cpu_ratio", window),
@@ -217,6 +215,23 @@ def measure(
         ),
         warnings=_warnings(run, requests, window, latency),
     )
+
+
+def measure_goodput(
+    table: RequestTable, window: Window, good: Bools | None
+) -> tuple[Ratio | None, Resampled | None]:
+    """Share of good requests among all due in the window, and good ones a second.
+
+    Args:
+        table: all requests of the run.
+        window: of the run.
+        good: for each request of ``table``; ``None`` makes both unknown.
+    """
+    if good is None or not window.due:
+        return None, None
+    is_member = (table.due_at_s >= window.start_s) & (table.due_at_s <= window.end_s)
+    good = good & table.is_ok
+    return Ratio.of(good[is_member]), _Rates(table, window).due(good)
 
 
 def window_span(run: Run, table: RequestTable) -> tuple[float, float]:
@@ -392,13 +407,13 @@ def _cost(
     if usd_per_s is None or not window.length_s:
         return Cost()
 
-    def share(rate: Resampled | None) -> PerUnit | None:
-        return None if rate is None else PerUnit(usd_per_s, rate)
+    def share(rate: Resampled | None, units: int = 1) -> PerUnit | None:
+        return None if rate is None else PerUnit(usd_per_s * units, rate)
 
     return Cost(
         usd=usd_per_s * window.length_s,
         per_request=share(served),
-        per_output_token=share(output_tokens),
+        per_1m_output_tokens=share(output_tokens, MILLION),
         per_good_request=share(goodput),
         basis=GPU_HOURS,
     )

@@ -234,13 +234,19 @@ class Store:
             for row in connection.execute(query, execution_options={"yield_per": 1000}).mappings():
                 yield _record(row, run_id, workers[row["worker_key"]])
 
-    def table(self, run_id: str) -> RequestTable:
-        """The run's requests as columns in due order, without a Python object for each."""
+    def table(self, run_id: str, *, gaps: bool = True) -> RequestTable:
+        """The run's requests as columns in due order, without a Python object for each.
+
+        Args:
+            run_id: whose.
+            gaps: whether to read the gaps between output events, which are most of the bytes;
+                without them the table says that none were kept.
+        """
         from collectors.columns import read_table  # noqa: PLC0415  # numpy: readers only
 
         with self._reading() as connection:
             run_key = self._run_key(connection, run_id)
-            return read_table(connection, run_key, self._workers(connection, run_key))
+            return read_table(connection, run_key, self._workers(connection, run_key), gaps=gaps)
 
     def samples(self, run_id: str, names: Sequence[str] | None = None) -> list[Sample]:
         """The run's readings in the order of their instants, all or those of the given names."""

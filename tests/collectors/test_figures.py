@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from collectors.cost import share_by_tokens
+from collectors.cost import usd_per_token
 from collectors.figures import Figures, measure, window_span
 from collectors.records import Outcome, RequestRecord
 from collectors.runs import RunStatus
@@ -170,10 +170,10 @@ def test_cost_is_gpu_hours_over_what_was_served() -> None:
     assert cost.usd == pytest.approx(0.2)
     assert cost.basis == "gpu_hours"
     assert cost.per_request is not None
-    assert cost.per_output_token is not None
+    assert cost.per_1m_output_tokens is not None
     assert cost.per_good_request is not None
     assert cost.per_request.value == pytest.approx(0.002)
-    assert cost.per_output_token.value == pytest.approx(0.0005, rel=0.01)
+    assert cost.per_1m_output_tokens.value == pytest.approx(500, rel=0.01)
     assert cost.per_good_request.value == pytest.approx(0.004)
 
 
@@ -186,10 +186,11 @@ def test_without_a_basis_nothing_is_free() -> None:
 
 
 def test_a_cost_is_shared_out_by_tokens() -> None:
-    """Shares add up to the whole, and a request without tokens has none."""
-    shares = share_by_tokens(10.0, np.array([1.0, 3.0, np.nan]))
+    """Unknown counts share nothing, and without any token there is no share."""
+    unknown = np.array([np.nan, np.nan])
 
-    assert shares == pytest.approx([2.5, 7.5, np.nan], nan_ok=True)
+    assert usd_per_token(10.0, np.array([1.0, np.nan]), np.array([3.0, 1.0])) == 2.0
+    assert usd_per_token(10.0, unknown, unknown) is None
 
 
 def test_gpus_are_read_over_the_window() -> None:
