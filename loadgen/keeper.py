@@ -6,7 +6,9 @@ That is the only load process, or Locust's master where there are several.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from collectors.batches import Batch, unpack
@@ -24,7 +26,7 @@ class RunKeeper:
 
     Args:
         db: database, as ``--db`` has it.
-        run: the run; its instant 0 is set anew by :meth:`begin`.
+        run: the run; :meth:`begin` moves its instant 0 to when the recorder is ready.
     """
 
     def __init__(self, db: str, run: Run) -> None:
@@ -44,6 +46,10 @@ class RunKeeper:
             StoreError: the database cannot be used.
         """
         self._feed.start()
+        wall_s, mono_s = time.time(), now()
+        self.run = replace(self.run, began_wall_s=wall_s, began_mono_s=mono_s)
+        self._feed.update_run(began_wall_s=wall_s, began_mono_s=mono_s)
+        self._progress = Progress(self.run.id, self.run.began_mono_s)
         if self.pipe:
             self.pipe.write("begun", run_id=self.run.id)
 

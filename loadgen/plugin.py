@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import platform
 import secrets
 import signal
@@ -33,7 +34,7 @@ from collectors.records import Outcome, RequestRecord
 from collectors.runs import Run, new_run_id
 from loadgen.client import now
 from loadgen.errors import LoadgenError
-from loadgen.keeper import RunKeeper
+from loadgen.keeper import PROGRESS_FD, RunKeeper
 from loadgen.options import OPTIONS, Settings, public_config, read_settings
 from loadgen.preflight import look_at
 from loadgen.prompts import prompts_hash
@@ -100,6 +101,8 @@ class LocustPlugin:
             runner.register_message(SPENT, self._on_spent_message)
         if options is None or not options.headless:
             return
+        if PROGRESS_FD in os.environ:  # somebody else shows how it went
+            logging.getLogger("locust.stats_logger").disabled = True
         try:
             settings = self._read_settings()
             self._settings = self._look(settings)
@@ -155,6 +158,7 @@ class LocustPlugin:
             environment.stop_timeout = settings.drain_s
         keeper = RunKeeper(settings.db, run)
         keeper.begin()
+        run = keeper.run
         self._keeper = keeper
         self._spent.clear()
         self._info = RunInfo(
@@ -412,15 +416,19 @@ def add_options(parser: LocustArgumentParser) -> None:
         "Streamgauge", "Load on an LLM endpoint, recorded request by request."
     )
     for option in OPTIONS:
-        common: dict[str, Any] = {"help": option.help, "include_in_web_ui": option.in_web_ui}
+        how: dict[str, Any] = {"default": None, "metavar": option.metavar}
         if option.kind == "flag":
-            group.add_argument(option.name, action="store_true", default=False, **common)
+            how = {"default": False, "action": "store_true"}
         elif option.kind == "repeat":
-            group.add_argument(
-                option.name, action="append", default=None, metavar=option.metavar, **common
-            )
-        else:
-            group.add_argument(option.name, default=None, metavar=option.metavar, **common)
+            how["action"] = "append"
+        # argparse reads % in help as a format
+        action = group.add_argument(option.name, help=option.help.replace("%", "%%"), **how)
+        for name, value in _WEB_UI.items():  # what Locust's own add_argument sets; groups lack it
+            setattr(action, name, value)
+        action.include_in_web_ui = option.in_web_ui
+
+
+_WEB_UI = {"is_secret": False, "is_required": False, "is_multiple": False}
 
 
 def boot_id() -> str | None:

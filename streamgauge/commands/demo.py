@@ -8,6 +8,8 @@ from streamgauge.commands._options import db_option
 
 USERS = 16
 DURATION_S = 25
+# Shorter turns than the scenario's own, so that half a minute is enough for a verdict.
+CHAT = ["--input-tokens", "80", "--max-tokens", "64", "--think-time", "500ms"]
 DASHBOARD_HINT = "See it in the browser:  streamgauge dashboard --db {db}"
 
 
@@ -35,6 +37,7 @@ def command(db: str, duration: int) -> int:
         click.echo(f"simulator on {server.url}; {USERS} users chat with it for {duration} s")
         options = ["--host", server.url, "-u", str(USERS), "-t", f"{duration}s"]
         options += ["--ramp", "2", "--run-name", "demo", "--db", db, "--gpu-hour-price", "2.5"]
+        options += CHAT
         result = run_load(find_scenario("chat"), options, ProgressLine(duration_s=duration))
     if result.run_id is None:
         return 128 + result.signal if result.signal else result.exit_code or 4
