@@ -50,15 +50,15 @@ def _read(
     chunks: dict[str, list[Any]] = {name: [np.empty(0)] for name in _NUMBERS}
     chunks |= {name: [np.empty(0, object)] for name in _OBJECTS}
     blobs: list[bytes] = []
-    result = connection.execute(query, execution_options={"yield_per": _CHUNK})
-    for rows in result.partitions():
-        *values, gap_blobs = zip(*rows, strict=True)
-        for name, column in zip((*_NUMBERS, *_OBJECTS), values, strict=True):
-            if name in _NUMBERS:
-                chunks[name].append(np.array(column, dtype=np.float64))  # None becomes NaN
-            else:
-                chunks[name].append(_objects(map(tuple, column) if name == "flags" else column))
-        blobs.extend(blob or b"" for blob in gap_blobs)
+    with connection.execute(query, execution_options={"yield_per": _CHUNK}) as result:
+        for rows in result.partitions():
+            *values, gap_blobs = zip(*rows, strict=True)
+            for name, column in zip((*_NUMBERS, *_OBJECTS), values, strict=True):
+                if name in _NUMBERS:
+                    chunks[name].append(np.array(column, dtype=np.float64))  # None becomes NaN
+                else:
+                    chunks[name].append(_objects(map(tuple, column) if name == "flags" else column))
+            blobs.extend(blob or b"" for blob in gap_blobs)
     return {name: np.concatenate(parts) for name, parts in chunks.items()}, blobs
 
 

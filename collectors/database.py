@@ -26,6 +26,7 @@ BUSY_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5
 _MIGRATION_LOCK = 0x5354_5247  # names PostgreSQL's advisory lock; any number that is our own
 _SQLITE_MAGIC = b"SQLite format 3\0"
+_EMPTY = "{} is empty; record a run first, or say where the runs are with --db."
 
 _SAID_BY_SQLITE = (
     ("locked", "another program kept it locked for {BUSY_TIMEOUT_S:.0f} s; close that one"),
@@ -131,6 +132,8 @@ class Database:
                     raise StoreError(
                         f"{path} is not an SQLite database; expected a file written by streamgauge."
                     )
+                if not head and not create:
+                    raise StoreError(_EMPTY.format(path))
                 return False
             if not create:
                 raise StoreError(
@@ -241,7 +244,7 @@ class Database:
                     "give Streamgauge a database of its own."
                 )
             if not create:
-                raise StoreError(f"{self} is empty; record a run first, or give another database.")
+                raise StoreError(_EMPTY.format(self))
             return False
         version = connection.scalar(
             sa.select(sa.column("version_num")).select_from(sa.table(schema.VERSION_TABLE))

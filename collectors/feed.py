@@ -331,6 +331,8 @@ class RecorderFeed:
                 log.warning("A batch was lost: %s", sentence)
 
     def _hang_up(self, line: socket.socket) -> None:
+        with suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)  # so that the other thread notices as well
         with self._changed:
             if line is self._line:
                 self._up = False

@@ -197,7 +197,7 @@ class Store:
         """
         with self._writing() as connection:
             run_key = self._run_key(connection, run_id)
-            insert = self._insert(schema.requests).on_conflict_do_nothing()
+            insert = self._insert_if_new(schema.requests)
             rows = [
                 _row(record, run_key, self._worker_key(connection, run_key, record.worker))
                 for record in records
@@ -231,8 +231,9 @@ class Store:
                     requests.c.attempt,
                 )
             )
-            for row in connection.execute(query, execution_options={"yield_per": 1000}).mappings():
-                yield _record(row, run_id, workers[row["worker_key"]])
+            with connection.execute(query, execution_options={"yield_per": 1000}) as result:
+                for row in result.mappings():
+                    yield _record(row, run_id, workers[row["worker_key"]])
 
     def table(self, run_id: str, *, gaps: bool = True) -> RequestTable:
         """The run's requests as columns in due order, without a Python object for each.
@@ -281,6 +282,11 @@ class Store:
             self._engine.dialect.name
         ](table)
 
+    def _insert_if_new(self, table: sa.Table) -> Any:
+        """An INSERT in which the first word stands; ``rowcount`` tells whether it was this one."""
+        insert = self._insert(table).on_conflict_do_nothing()
+        return insert.execution_options(preserve_rowcount=True)
+
     def _put(self, table: sa.Table) -> Any:
         """An INSERT in which the last word wins: a row of the same key is replaced."""
         insert = self._insert(table)
@@ -301,7 +307,7 @@ class Store:
         query = sa.select(table.c.key).filter_by(**what)
         key = connection.scalar(query)
         if key is None:
-            connection.execute(self._insert(table).values(what).on_conflict_do_nothing())
+            connection.execute(self._insert_if_new(table), what)
             key = connection.execute(query).scalar_one()
         return int(key)
 
@@ -314,8 +320,7 @@ class Store:
             "at_s": batch.at_s,
             "requests": len(batch.records),
         }
-        new = connection.execute(self._insert(schema.batches).on_conflict_do_nothing(), head)
-        if not new.rowcount:
+        if not connection.execute(self._insert_if_new(schema.batches), head).rowcount:
             return False
         if any(record.worker != batch.worker for record in batch.records):
             raise BatchError(f"Batch {batch.worker}/{batch.sequence} holds records of others.")
