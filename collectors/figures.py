@@ -324,18 +324,12 @@ class _Rates:
         return self._events(self._ended_at_s[known], tokens[known])
 
     def output_tokens(self) -> Resampled | None:
-        """Output tokens whose event arrived in the window.
-
-        A request's tokens are shared out evenly over its output events.
-        """
+        """Output tokens whose event arrived in the window."""
         window = self._window
         told = self._table.select(self._table.output_tokens > 0)
-        if not window.length_s or not len(told):
+        counts = tokens_in_bins(told, self._edges) if window.length_s else None
+        if counts is None:
             return None
-        counts = np.zeros(_BINS)
-        for part in _parts(told):
-            at_s, tokens = _token_events(part)
-            counts += np.histogram(at_s, bins=self._edges, weights=tokens)[0]
         ended = felt_end_at_s(told)
         began = np.where(np.isnan(told.first_token_at_s), ended, told.first_token_at_s)
         touched = (began <= window.end_s) & (ended >= window.start_s)
@@ -351,6 +345,25 @@ class _Rates:
         inside = (at_s >= window.start_s) & (at_s <= window.end_s)
         counts, _ = np.histogram(at_s, bins=self._edges, weights=weights)
         return Resampled.rate(counts.astype(np.float64), window.length_s / _BINS, int(inside.sum()))
+
+
+def tokens_in_bins(table: RequestTable, edges: Floats) -> Floats | None:
+    """Output tokens whose event arrived in each bin; ``None`` where no request told its tokens.
+
+    A request's tokens are shared out evenly over its output events.
+
+    Args:
+        table: requests of a run.
+        edges: of the bins, in seconds since the run began, one more than there are bins.
+    """
+    told = table.select(table.output_tokens > 0)
+    if not len(told):
+        return None
+    counts = np.zeros(len(edges) - 1)
+    for part in _parts(told):
+        at_s, tokens = _token_events(part)
+        counts += np.histogram(at_s, bins=edges, weights=tokens)[0]
+    return counts
 
 
 def _parts(table: RequestTable) -> Iterator[RequestTable]:
