@@ -75,8 +75,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        # create_server() adds the address to what the system says; a name's errors are negative.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise AddressError(
             f"Cannot listen on {host}:{port} ({reason}); "
             "choose another with --port, or --port 0 for any free one."

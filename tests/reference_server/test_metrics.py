@@ -1,0 +1,92 @@
+"""The simulator's /metrics against the page of real vLLM 0.32."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import httpx
+
+from reference_server.metrics import Histogram, Metrics
+from tests.reference_server.conftest import FIXTURES, chat
+
+SAMPLE = re.compile(r'([a-z0-9:_]+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
+
+
+def parse(page: str) -> tuple[dict[str, str], dict[str, list[dict[str, str]]]]:
+    """Type of each family, and the labels of each sample by its name; nothing is left over."""
+    types, samples = {}, defaultdict(list)
+    for line in page.splitlines():
+        if line.startswith("# HELP"):
+            continue
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split()
+            types[name] = kind
+            continue
+        match = SAMPLE.fullmatch(line)
+        assert match, f"not a sample: {line}"
+        float(match[3])
+        labels = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', match[2]))
+        samples[match[1]].append(labels)
+    return types, samples
+
+
+def test_names_types_labels_and_edges_are_vllms() -> None:
+    """All that is on the page is on vLLM's with the same type, labels and bucket edges."""
+    types, samples = parse(Metrics("tiny", 1000).page().decode())
+    vllm_types, vllm_samples = parse((FIXTURES / "vllm_metrics.txt").read_text())
+    ours = {name: kind for name, kind in types.items() if name.startswith("vllm:")}
+
+    assert ours.items() <= vllm_types.items()
+    for name in [n for n in samples if n.startswith("vllm:") and n != "vllm:cache_config_info"]:
+        there = vllm_samples[name]
+        assert all(labels in there for labels in samples[name]), name
+        if name.endswith("_bucket"):
+            assert samples[name] == there
+
+
+def test_the_page_counts_what_was_served(simulator: str) -> None:
+    """One more request of 10 prompt tokens and 5 of output: sums and counts grow by just that."""
+
+    def read() -> dict[str, float]:
+        lines = httpx.get(f"{simulator}/metrics").text.splitlines()
+        return {
+            line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if line.startswith("vllm:")
+        }
+
+    before = read()
+    httpx.post(f"{simulator}/v1/chat/completions", json=chat(max_tokens=5))
+    after = read()
+
+    def grew(name: str, more: str = "") -> float:
+        key = f'vllm:{name}{{engine="0",{more}model_name="tiny"}}'
+        return after[key] - before[key]
+
+    assert grew("prompt_tokens_total") == 10
+    assert grew("generation_tokens_total") == 5
+    assert grew("request_success_total", 'finished_reason="length",') == 1
+    assert grew("inter_token_latency_seconds_count") == 4
+    assert grew("time_to_first_token_seconds_count") == 1
+    parts = grew("request_queue_time_seconds_sum") + grew("request_inference_time_seconds_sum")
+    assert abs(parts - grew("e2e_request_latency_seconds_sum")) < 1e-9
+    halves = grew("request_prefill_time_seconds_sum") + grew("request_decode_time_seconds_sum")
+    assert abs(halves - grew("request_inference_time_seconds_sum")) < 1e-9
+
+
+def test_a_value_on_an_edge_belongs_to_the_bucket_below() -> None:
+    """``le`` means at most."""
+    histogram = Histogram("x", "x", [1, 2])
+    for value in (0.5, 1, 1.5, 2, 3):
+        histogram.observe(value)
+    buckets = [line.split()[-1] for line in histogram.lines() if line.startswith("x_bucket")]
+
+    assert buckets == ["2.0", "4.0", "5.0"]
+
+
+def test_a_models_name_cannot_break_the_page() -> None:
+    """Quotes, backslashes and line ends in a label are escaped."""
+    page = Metrics('a"b\\c\nd', 1).page().decode()
+
+    assert parse(page)[1]["vllm:num_requests_running"][0]["model_name"] == r"a\"b\\c\nd"

@@ -1,0 +1,151 @@
+"""``streamgauge serve sim`` as a process: how it starts, what it refuses, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from reference_server.errors import StartError
+from reference_server.process import SimProcess
+from tests.reference_server.conftest import chat, wait_for
+
+SIM = [sys.executable, "-m", "streamgauge", "serve", "sim"]
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SIM, *options], capture_output=True, text=True, timeout=20, check=False)
+
+
+@pytest.mark.parametrize("mode", [[], ["--metronome"]])
+def test_a_port_in_use_is_one_sentence_and_exit_code_2(mode: list[str]) -> None:
+    """It says which, and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = run("--port", port, *mode)
+
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == (
+        f"Error: Cannot listen on 127.0.0.1:{port} (Address already in use); "
+        "choose another with --port, or --port 0 for any free one.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--ttft", "5ms"], "--ttft needs --metronome."),
+        (["--metronome", "--max-num-seqs", "5"], "--max-num-seqs has no effect with --metronome."),
+        (["--metronome", "--ttft", "5 parsecs"], "'5 parsecs' is not a duration; write 50ms"),
+        (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY, which is not set"),
+        (["--max-model-len", "1000000"], "--max-model-len must lie between 2 and the KV cache's"),
+        (["--host", "no.such.host.invalid"], "Cannot listen on no.such.host.invalid:8000"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: list[str], says: str) -> None:
+    """Before anything is served, with exit code 2."""
+    result = run(*options)
+
+    assert result.returncode == 2
+    assert says in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("mode", [[], ["--metronome"]])
+def test_a_signal_ends_it_at_once_even_with_a_stream_open(
+    mode: list[str], signum: signal.Signals
+) -> None:
+    """Exit code 0, nothing on stderr, and the client sees its stream break off."""
+    process = subprocess.Popen(
+        [*SIM, "--port", "0", *mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        url = process.stdout.readline().removeprefix("serving on ").strip()
+        request = chat(model=None, stream=True, max_tokens=5000)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=request) as answer:
+            pieces = answer.iter_bytes()
+            next(pieces)
+            process.send_signal(signum)
+            asked_at = time.monotonic()
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
+        code = process.wait(timeout=10)
+        took_s = time.monotonic() - asked_at
+        complaints = process.stderr.read()
+
+    assert (code, complaints) == (0, "")
+    assert took_s < 5, "a second on a quiet machine"
+
+
+def test_the_server_ends_with_the_process_that_started_it() -> None:
+    """Also where that one is killed without a chance to tidy up."""
+    script = (
+        "import time; from reference_server.process import SimProcess\n"
+        "with SimProcess('--metronome') as p:\n"
+        "    print(p.url, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        url = parent.stdout.readline().strip()
+        assert httpx.get(f"{url}/health").status_code == 200
+        parent.kill()
+
+    def is_gone() -> bool:
+        try:
+            httpx.get(f"{url}/health", timeout=1)
+        except httpx.TransportError:
+            return True
+        return False
+
+    wait_for(is_gone)
+
+
+def test_a_server_that_does_not_come_up_is_an_error() -> None:
+    """Not a wait for ever; and nothing is left running."""
+    with pytest.raises(StartError, match="ended within"), SimProcess("--no-such-option"):
+        pass
+
+
+def test_without_uvicorn_the_simulator_says_what_to_install() -> None:
+    """And the metronome, which needs the standard library alone, runs."""
+    hide = (
+        "import sys; sys.modules.update(dict.fromkeys(['uvicorn', 'httptools']))\n"
+        "from streamgauge.cli import main\n"
+        "sys.argv[1:] = ['serve', 'sim', '--port', '0', *sys.argv[1:]]\nmain()"
+    )
+    bare = [sys.executable, "-c", hide]
+    result = subprocess.run(bare, capture_output=True, text=True, timeout=20, check=False)
+
+    assert result.returncode == 2
+    assert 'run: pip install "streamgauge[server]"' in result.stderr
+    with subprocess.Popen([*bare, "--metronome"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("serving on http://127.0.0.1:")
+        process.terminate()
+
+
+def test_the_command_is_light_to_import() -> None:
+    """``streamgauge --help`` and ``serve --help`` load no server."""
+    script = (
+        "import sys; import streamgauge.commands.serve\n"
+        "print([m for m in ('uvicorn', 'httptools', 'asyncio', 'httpx', 'json') "
+        "if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+    )
+    found = set(eval(result.stdout))  # noqa: S307  # our own list of names
+
+    assert not found & {"uvicorn", "httptools", "httpx"}
