@@ -44,7 +44,7 @@ class Ask:
         max_tokens: length of the answer at most, at least 1.
         max_tokens_asked: the same as the client gave it; None where it gave none.
         min_tokens: the answer may not end before.
-        seed: what the words of the answer follow from.
+        seed: what the words of the answer follow from; the prompt's own, and the client's.
     """
 
     chat: bool
@@ -100,6 +100,7 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
             "min_tokens",
         )
     seed = _whole_number(fields, "seed")
+    prompt = fields["messages" if chat else "prompt"]
     return Ask(
         chat=chat,
         model=model,
@@ -111,7 +112,7 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
         max_tokens_asked=asked,
         min_tokens=min_tokens,
         ignore_eos=_flag(fields, "ignore_eos"),
-        seed=zlib.crc32(body, 0 if seed is None else seed & 0xFFFFFFFF),
+        seed=zlib.crc32(json.dumps(prompt).encode(), (seed or 0) & 0xFFFFFFFF),
     )
 
 

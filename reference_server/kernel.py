@@ -33,6 +33,8 @@ def sharpen_timers() -> None:
 def run_before_others() -> None:
     """Have this process scheduled before every ordinary one, the moment it has something to do.
 
+    Keeps a server punctual on a machine that it shares with its client.
+
     Raises:
         SettingsError: the user has no right to that.
     """

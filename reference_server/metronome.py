@@ -36,7 +36,7 @@ from reference_server import rawhttp
 from reference_server.ask import CHAT_PATH, COMPLETIONS_PATH, Ask, Limits, read_ask
 from reference_server.dialect import EVENT_STREAM, Reply, error_body, models_body
 from reference_server.errors import RefusedError, SettingsError
-from reference_server.kernel import run_before_others, sharpen_timers
+from reference_server.kernel import sharpen_timers
 from reference_server.text import words
 from reference_server.truth import OpenTruth, TruthLog, TruthOutcome
 
@@ -58,8 +58,6 @@ class MetronomeSettings:
         tokens: length of an answer whose request gives none.
         model: the name under which it answers; any name is accepted.
         spread: spread the phases of streams (see the module's docstring).
-        realtime: be scheduled before all ordinary processes. It takes the right to do so, and keeps
-            tokens punctual on a machine that is shared with the client.
     """
 
     ttft_s: float = 0.050
@@ -67,7 +65,6 @@ class MetronomeSettings:
     tokens: int = 200
     model: str = "metronome"
     spread: bool = False
-    realtime: bool = False
 
     def __post_init__(self) -> None:
         if self.ttft_s < 0 or self.itl_s < 0 or self.tokens < 1:
@@ -140,8 +137,6 @@ class Metronome:
     def run(self) -> None:
         """Serve."""
         sharpen_timers()
-        if self.settings.realtime:
-            run_before_others()
         # The loop makes no lasting cycles, and a full collection over a large truth log would be
         # the latest token of all.
         gc.collect()

@@ -61,7 +61,8 @@ _METRONOME_SETTINGS = (
         "that start together tick apart."
     ),
     _Setting(
-        "--realtime", "realtime", bool, False, "run before other processes (needs the right to)."
+        "--realtime", "realtime", bool, False, "run before ordinary processes (needs root or an "
+        "rtprio limit), so that tokens are punctual beside a busy client."
     ),
 )  # fmt: skip
 _ENGINE_SETTINGS = (
@@ -186,10 +187,13 @@ def _keep_time(
     model: str,
     options: dict[str, Any],
 ) -> None:
+    from reference_server.kernel import run_before_others
     from reference_server.metronome import Metronome, MetronomeSettings
 
-    settings = MetronomeSettings(model=model, **_chosen(options, _METRONOME_SETTINGS))
-    server = Metronome(listener, settings, log)
+    chosen = _chosen(options, _METRONOME_SETTINGS)
+    if chosen.pop("realtime"):
+        run_before_others()
+    server = Metronome(listener, MetronomeSettings(model=model, **chosen), log)
     with _until_told_to_stop():
         say_ready()
         server.run()

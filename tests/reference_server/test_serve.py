@@ -12,7 +12,8 @@ import time
 import httpx
 import pytest
 
-from reference_server.errors import StartError
+from reference_server.errors import SettingsError, StartError
+from reference_server.kernel import run_before_others
 from reference_server.process import SimProcess
 from tests.reference_server.conftest import chat, wait_for
 
@@ -137,15 +138,22 @@ def test_without_uvicorn_the_simulator_says_what_to_install() -> None:
 
 def test_the_command_is_light_to_import() -> None:
     """``streamgauge --help`` and ``serve --help`` load no server."""
-    script = (
-        "import sys; import streamgauge.commands.serve\n"
-        "print([m for m in ('uvicorn', 'httptools', 'asyncio', 'httpx', 'json') "
-        "if m in sys.modules])"
-    )
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    script = "import sys; import streamgauge.commands.serve; print(*sys.modules, sep='\\n')"
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    found = set(eval(result.stdout))  # noqa: S307  # our own list of names
 
-    assert not found & {"uvicorn", "httptools", "httpx"}
+    assert not {"uvicorn", "httptools", "asyncio", "httpx"} & set(result.stdout.split())
+
+
+def test_real_time_without_the_right_to_it_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It says what would give the right, and that it goes without."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    with pytest.raises(SettingsError, match=r"--realtime needs the right .* run without it\.$"):
+        run_before_others()
