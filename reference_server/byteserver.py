@@ -15,6 +15,7 @@ Threads and blocking sockets: the order of things is the order of the code.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
@@ -55,12 +56,10 @@ class Play:
     Attributes:
         writes: milliseconds after the request was read, and the bytes written then.
         then: what follows.
-        reads_body: wait for the whole request; otherwise its body is left in the kernel.
     """
 
     writes: tuple[tuple[float, bytes], ...] = ()
     then: Then = Then.KEEP
-    reads_body: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +80,7 @@ class ByteServer:
         plays: answers in the order of the requests.
         choose: the answer to a request, instead of their order.
         tls: speak TLS, with this context's certificate.
+        reads_bodies: wait for whole requests; otherwise their bodies stay in the kernel.
 
     Attributes:
         requests: everything received so far.
@@ -92,6 +92,7 @@ class ByteServer:
         *plays: Play,
         choose: Callable[[Received], Play] | None = None,
         tls: ssl.SSLContext | None = None,
+        reads_bodies: bool = True,
     ) -> None:
         self.requests: list[Received] = []
         self.connections = 0
@@ -99,6 +100,7 @@ class ByteServer:
         self._choose = choose or self._in_turn
         self._turns = count()
         self._tls = tls
+        self._reads_bodies = reads_bodies
         self._left: SimpleQueue[int] = SimpleQueue()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -162,6 +164,8 @@ class ByteServer:
                 sock = self._tls.wrap_socket(plain, server_side=True)
             with self._lock:
                 self._open.add(sock)
+            if self._stopping.is_set():
+                return
             if self._converse(sock, number):
                 self._left.put(number)
         except OSError:  # a reset, a broken pipe, a handshake refused
@@ -181,12 +185,10 @@ class ByteServer:
                 method=head.method,
                 path=head.target,
                 headers=head.headers,
-                body=b"",
+                body=_read_body(sock, buffer, head.body_bytes) if self._reads_bodies else b"",
             )
-            play = self._choose(request)
-            if play.reads_body:
-                request = self._with_body(request, _read_body(sock, buffer, head.body_bytes))
             self.requests.append(request)
+            play = self._choose(request)
             self._play(sock, play)
             match play.then:
                 case Then.KEEP:
@@ -201,15 +203,6 @@ class ByteServer:
                     pass
             return False
         return True
-
-    def _with_body(self, request: Received, body: bytes) -> Received:
-        return Received(
-            connection=request.connection,
-            method=request.method,
-            path=request.path,
-            headers=request.headers,
-            body=body,
-        )
 
     def _play(self, sock: socket.socket, play: Play) -> None:
         began = time.monotonic()
@@ -239,11 +232,12 @@ def self_signed_context(folder: Path) -> tuple[ssl.SSLContext, Path]:
     if shutil.which("openssl") is None:
         raise SetupError("Making a certificate needs the openssl program; install openssl.")
     certificate, key = folder / "certificate.pem", folder / "key.pem"
+    options = (
+        "-x509 -nodes -days 2 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+    )
     subprocess.run(
-        ["openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec"]
-        + ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        + ["-keyout", str(key), "-out", str(certificate)],
+        ["openssl", "req", *options.split(), "-keyout", str(key), "-out", str(certificate)],
         check=True,
         capture_output=True,
         timeout=30,
@@ -255,10 +249,8 @@ def self_signed_context(folder: Path) -> tuple[ssl.SSLContext, Path]:
 
 def _hang_up(sock: socket.socket) -> None:
     """Wake the thread that reads or writes ``sock``; it closes it."""
-    try:
+    with contextlib.suppress(OSError):  # it may be gone already
         socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not TLS's own, which may wait
-    except OSError:
-        pass  # it is gone already
 
 
 def _read_head(sock: socket.socket, buffer: bytearray) -> rawhttp.Head | None:
