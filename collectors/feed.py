@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import msgpack
@@ -113,6 +113,7 @@ class RecorderFeed:
         if unknown:
             raise TypeError(f"a run has no field {', '.join(unknown)}")
         with self._changed:
+            self._run = replace(self._run, **changes)  # for a recorder that has to begin anew
             self._queue(_Item(UPDATE, changes))
 
     def finish(
@@ -133,18 +134,8 @@ class RecorderFeed:
         with self._changed:
             if self._process is None:  # never started
                 return False
-            self._queue(
-                _Item(
-                    FINISH,
-                    {
-                        "status": status,
-                        "stopped_at_s": stopped_at_s,
-                        "ended_at_s": ended_at_s,
-                        "client": client | self._health(),
-                        "notes": self._notes(),
-                    },
-                )
-            )
+            last = {"status": status, "stopped_at_s": stopped_at_s, "ended_at_s": ended_at_s}
+            self._queue(_Item(FINISH, last | {"client": client}))
             self._tries = min(self._tries, len(PAUSES_S) - 1)  # one more, if it was given up
             while self._pending and not self._given_up and time.monotonic() < deadline:
                 self._changed.wait(deadline - time.monotonic())
@@ -197,23 +188,22 @@ class RecorderFeed:
         self._changed.notify_all()
         return item.records
 
-    def _health(self) -> dict[str, int]:
-        return {
+    def _told(self, item: _Item) -> Any:
+        """What the recorder is told of ``item`` now; of the end with the counts as they stand."""
+        if item.kind != FINISH:
+            return item.content
+        counts = {
             "lost_records": self.lost_records,
             "gapless_records": self.gapless_records,
             "recorder_restarts": self.restarts,
         }
-
-    def _notes(self) -> list[str]:
-        notes = {
-            f"{self.lost_records} requests were lost: the recorder could not keep up": (
-                self.lost_records
-            ),
-            f"the gaps of {self.gapless_records} requests were shed: the recorder could not keep "
-            "up": self.gapless_records,
-            f"the recorder was started anew {self.restarts} times": self.restarts,
-        }
-        return [note for note, count in notes.items() if count]
+        said = (
+            "{} requests were lost: the recorder could not keep up",
+            "the gaps of {} requests were shed: the recorder could not keep up",
+            "the recorder was started anew {} times",
+        )
+        notes = [note.format(n) for note, n in zip(said, counts.values(), strict=True) if n]
+        return item.content | {"client": item.content["client"] | counts, "notes": notes}
 
     # The recorder
 
@@ -254,6 +244,8 @@ class RecorderFeed:
         line.settimeout(None)
         with self._changed:
             self._up = True
+            self._tries += resume  # one that dies before it acknowledges anything was a try
+            self.restarts += resume
             self._unsent = deque(self._pending)  # in order, those sent before included
             self._changed.notify_all()
         self._begin(self._listen, line, frames)
@@ -276,12 +268,13 @@ class RecorderFeed:
                 if sends:
                     number = self._unsent.popleft()
                     item = self._pending[number]
+                    told = self._told(item)
             if not sends:
                 self._restart()
                 continue
             assert line is not None
             try:
-                line.sendall(message(item.kind, number, item.content))
+                line.sendall(message(item.kind, number, told))
             except OSError:
                 self._hang_up(line)
 
@@ -296,7 +289,6 @@ class RecorderFeed:
     def _restart(self) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._closing, timeout=PAUSES_S[self._tries])
-            self._tries += 1
             if self._closing:
                 return
         self._part()
@@ -305,9 +297,8 @@ class RecorderFeed:
         except StoreError as error:
             log.warning("The recorder died and could not be started anew: %s", error)
             with self._changed:
+                self._tries += 1
                 self._changed.notify_all()
-        else:
-            self.restarts += 1
 
     def _listen(self, line: socket.socket, frames: Frames) -> None:
         """Hear acknowledgements until the recorder is gone."""
