@@ -23,7 +23,7 @@ import sys
 import tempfile
 import urllib.request
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -180,8 +180,8 @@ class Console:
         print(text, flush=True)
         self.lines.extend(text.splitlines() or [""])
 
-    def streamgauge(self, *words: str, allowed: Sequence[int] = (0,)) -> int:
-        """Run one command of ours and return its exit code.
+    def streamgauge(self, *words: str, allowed: Sequence[int] = (0,)) -> None:
+        """Run one command of ours to its end.
 
         Raises:
             DemoError: the exit code is none of those allowed.
@@ -203,7 +203,6 @@ class Console:
                 f"`streamgauge {words[0]}` ended with exit code {command.returncode}, expected "
                 f"{' or '.join(map(str, allowed))}; the lines above say why."
             )
-        return command.returncode
 
 
 def demonstrate(console: Console, *, db: str, requests: int, environment: Path) -> list[Row]:
@@ -219,14 +218,12 @@ def demonstrate(console: Console, *, db: str, requests: int, environment: Path) 
         before = metric_totals(fetch(server.url + "/metrics"))
         console.streamgauge(
             *("run", "chat", "--host", server.url, "--model", MODEL_NAME),
-            *("--users", "8", "--duration", "40s", "--requests", str(requests)),
-            *("--max-tokens", str(MAX_TOKENS), *stored, "--run-name", name),
+            *("--users", "8", "--think-time", "0.5", "--max-tokens", str(MAX_TOKENS)),
+            *("--requests", str(requests), "--warmup", "5s", *stored, "--run-name", name),
         )
         after = metric_totals(fetch(server.url + "/metrics"))
-    console.streamgauge("report", name, *stored)
-    code = console.streamgauge("check", name, "--sla", SLA, *stored, allowed=JUDGED)
-    console.say(f"(exit code {code})\n")
-    rows = cross_check(list(exported(name, db)), before, after)
+    console.streamgauge("check", name, "--sla", SLA, *stored, allowed=JUDGED)
+    rows = cross_check(exported(name, db), before, after)
     console.say("Client and vLLM over the same requests:\n" + as_table(rows))
     return rows
 
@@ -247,19 +244,25 @@ def fetch(url: str, body: bytes | None = None) -> str:
         return text
 
 
-def exported(name: str, db: str) -> Iterator[dict[str, Any]]:
-    """Every request of the run, as `streamgauge export` writes it."""
+def exported(name: str, db: str) -> list[dict[str, Any]]:
+    """Every request of the run, as `streamgauge export` writes it.
+
+    Raises:
+        DemoError: the export failed.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "requests.jsonl"
-        command = ("export", name, "--db", db, "--to", str(file))
-        subprocess.run(
-            [sys.executable, "-m", "streamgauge", *command],
-            check=True,
-            stdout=subprocess.DEVNULL,
+        words = ("export", name, "--db", db, "--to", str(file))
+        done = subprocess.run(
+            [sys.executable, "-m", "streamgauge", *words],
+            capture_output=True,
+            text=True,
+            check=False,
             timeout=120,
         )
-        with file.open() as lines:
-            yield from map(json.loads, lines)
+        if done.returncode != 0:
+            raise DemoError(f"`streamgauge export` failed: {done.stderr.strip()}")
+        return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def document(console: Console, environment: Path) -> str:
@@ -307,7 +310,7 @@ request was read and stops before the event is written.
 def main(argv: list[str]) -> int:
     """Run the demonstration; the exit code."""
     parser = argparse.ArgumentParser(prog="make demo-vllm", description=__doc__)
-    parser.add_argument("--requests", type=int, default=300, help="requests to send (300)")
+    parser.add_argument("--requests", type=int, default=400, help="requests to send (400)")
     parser.add_argument("--db", default=os.environ.get("STREAMGAUGE_DB") or "streamgauge.db")
     parser.add_argument("--write-doc", action="store_true", help=f"write {DOCUMENT} as well")
     options = parser.parse_args(argv)
