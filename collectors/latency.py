@@ -23,6 +23,7 @@ from collectors.records import Outcome
 from collectors.table import Bools, Floats, RequestTable
 
 NO_OUTPUT = "no_output"
+NANOSECONDS = 9  # decimals of a second; no instant is known better
 
 
 def has_flag(requests: RequestTable, flag: str) -> Bools:
@@ -84,7 +85,7 @@ def tpot_sample(requests: RequestTable) -> FeltSample | None:
 
 def send_lag_sample(requests: RequestTable) -> FeltSample | None:
     """Sent - due: how late the generator was, whatever became of the request."""
-    span = requests.sent_at_s - requests.due_at_s
+    span = np.round(requests.sent_at_s - requests.due_at_s, NANOSECONDS)
     never = requests.is_outcome(Outcome.NOT_SENT)
     values = np.where(never, np.inf, span)
     member = ~np.isnan(values)
@@ -159,6 +160,9 @@ def _felt(
         is_never: successes that will never have it, hence infinitely slow.
         is_whole: the latency is of the whole answer, so that one cut on purpose has none.
     """
+    # Differences of instants carry rounding that grows with the instant; without it equal
+    # latencies would look like a drift.
+    span = np.round(span, NANOSECONDS)
     seen = ~np.isnan(span)
     ok, failed = requests.is_ok, requests.is_failed
     never = np.zeros(len(requests), np.bool_) if is_never is None else is_never & ~seen

@@ -326,7 +326,7 @@ class _Reader:
             percent = float(match[1])
             if not 0 < percent < 100:
                 self._fail(line, f"{name}: {text} is no percentile; p1 to p99.99 are, or 'max'")
-            return percent / 100
+            return round(percent / 100, 12)
         if text not in words:
             some = ["a percentile like 'p95'"] if metric.latency else []
             some += [repr(word) for word in words] or ["no statistic"]

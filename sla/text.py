@@ -58,7 +58,7 @@ def report_text(report: Report, *, colour: bool = False) -> str:
         for i, line in enumerate(text_table(header, rows))
     ]
     lines += ["", _FELT, _BELOW, ""]
-    lines += _aligned(_facts(report))
+    lines += _aligned(facts(report))
     lines += ["", *_standing(report, colour=colour)]
     return "\n".join(lines) + "\n"
 
@@ -67,9 +67,9 @@ def report_markdown(report: Report) -> str:
     """One run's report as Markdown."""
     header, rows = _latency_cells(report)
     lines = [f"## {escape_markdown(_title(report))}", ""]
-    lines += markdown_table(["", ""], _run_facts(report), left=2)
+    lines += markdown_table(["", ""], run_facts(report), left=2)
     lines += ["", *markdown_table(header, _joined(rows)), "", f"{_FELT} {_BELOW}", ""]
-    lines += markdown_table(["figure", "value"], _facts(report), left=2)
+    lines += markdown_table(["figure", "value"], facts(report), left=2)
     lines += ["", *_standing_markdown(report)]
     return "\n".join(lines) + "\n"
 
@@ -154,7 +154,7 @@ def _run_cells(run: Mapping[str, Any]) -> list[str]:
 
 def _heading(report: Report, *, colour: bool) -> Iterator[str]:
     yield paint(plain(_title(report)), "bold", is_on=colour)
-    yield from _aligned(_run_facts(report))
+    yield from _aligned(run_facts(report))
 
 
 def _title(report: Report) -> str:
@@ -163,7 +163,8 @@ def _title(report: Report) -> str:
     return f"Run {run['id']} ({run['name']}): {run['status']}{simulated}"
 
 
-def _run_facts(report: Report) -> list[tuple[str, str]]:
+def run_facts(report: Report) -> list[tuple[str, str]]:
+    """What the run was, as names and values."""
     run, load, window = report["run"], report["load"], report["window"]
     labels = " ".join(f"{key}={value}" for key, value in run["labels"].items())
     facts = [
@@ -234,7 +235,8 @@ def _joined(rows: Cells) -> Cells:
     return joined
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def facts(report: Report) -> list[tuple[str, str]]:
+    """What was found beside latencies, as names and values."""
     facts = [
         ("throughput", _throughput(report["throughput"])),
         ("goodput", _goodput(report["throughput"])),

@@ -70,7 +70,7 @@ def parse_quantity(text: str, kind: Kind) -> float:
     if unit not in units:
         said = f"{unit!r} is not" if unit else "a bare number lacks"
         raise QuantityError(f"expected {NAMES[kind]} after {match[1]}; {said} one of them")
-    return float(match[1]) * units[unit]
+    return float(f"{float(match[1]) * units[unit]:.12g}")  # 95 * 0.01 is 0.9500000000000001
 
 
 def format_quantity(value: float | None, kind: Kind) -> str:
@@ -103,6 +103,7 @@ def _digits(value: float) -> str:
     """Three significant digits, all of an integer part, and no exponent."""
     if value == 0:
         return "0"
+    value = float(f"{value:.3g}") if abs(value) < 1000 else value  # 9.999 is 10.0, not 10.00
     places = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{min(places, 9)}f}"
 
