@@ -58,7 +58,7 @@ def report_text(report: Report, *, colour: bool = False) -> str:
         for i, line in enumerate(text_table(header, rows))
     ]
     lines += ["", _FELT, _BELOW, ""]
-    lines += _aligned(facts(report))
+    lines += _aligned(figure_facts(report))
     lines += ["", *_standing(report, colour=colour)]
     return "\n".join(lines) + "\n"
 
@@ -69,7 +69,7 @@ def report_markdown(report: Report) -> str:
     lines = [f"## {escape_markdown(_title(report))}", ""]
     lines += markdown_table(["", ""], run_facts(report), left=2)
     lines += ["", *markdown_table(header, _joined(rows)), "", f"{_FELT} {_BELOW}", ""]
-    lines += markdown_table(["figure", "value"], facts(report), left=2)
+    lines += markdown_table(["figure", "value"], figure_facts(report), left=2)
     lines += ["", *_standing_markdown(report)]
     return "\n".join(lines) + "\n"
 
@@ -235,7 +235,7 @@ def _joined(rows: Cells) -> Cells:
     return joined
 
 
-def facts(report: Report) -> list[tuple[str, str]]:
+def figure_facts(report: Report) -> list[tuple[str, str]]:
     """What was found beside latencies, as names and values."""
     facts = [
         ("throughput", _throughput(report["throughput"])),
