@@ -14,6 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from collectors.batches import Batch
+from collectors.store import Store
+from tests.collectors.builders import make_request, make_run
+
 ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, set[str]] = {
     "collectors": set(),
@@ -161,3 +165,41 @@ def test_the_command_line_itself_loads_no_package_of_ours() -> None:
         timeout=60,
     )
     assert done.stderr.strip() == "[]"
+
+
+def test_a_run_is_judged_where_the_heavy_packages_are_absent(tmp_path: Path) -> None:
+    """A CI job needs no Locust, gevent, Streamlit or vLLM to report, export and check a run."""
+    db = str(tmp_path / "runs.db")
+    record_run(db)
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({HEAVY!r}))  # None there makes an import fail\n"
+        "from streamgauge.cli import main; main()"
+    )
+    sla, out = str(ROOT / "scenarios" / "chat.sla.yaml"), str(tmp_path / "requests.jsonl")
+    for words in (
+        ["runs"],
+        ["report", "last"],
+        ["export", "last", "--to", out],
+        ["check", "last", "--sla", sla],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, "--db", db],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def record_run(db: str) -> None:
+    """Four hundred good answers of one run, as the recorder would have written them."""
+    run = make_run()
+    records = [make_request(seq, seq / 4, worker="0") for seq in range(400)]
+    with Store.open(db, create=True) as store:
+        store.create_run(run)
+        store.add_batch(
+            run.id, Batch(worker="0", sequence=0, at_s=101.0, records=records, open=[], samples=[])
+        )
