@@ -8,7 +8,7 @@ Rules kept here (the field's own trouble spots, see docs/definitions.md):
 - An event without data is dropped; a comment is counted and dropped; one blank after the colon
   is stripped, no more; several data lines are joined with LF; a byte-order mark is stripped once.
 - Data pending at the end of the stream is handed out, and said to be unterminated.
-- Memory is bounded: an event larger than the limit is an error.
+- Memory is bounded: holding more than the limit for an event that has not ended is an error.
 
 Source: WHATWG HTML, "Server-sent events", 9.2.6 Interpreting an event stream; the last-but-one
 rule goes beyond it, since servers do end streams without the final blank line.
@@ -49,7 +49,7 @@ class SseDecoder:
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
-        self._tail: list[bytes] = []  # pieces of a line that has not ended yet
+        self._tail = bytearray()  # a line that has not ended yet
         self._size = 0  # bytes held in tail and data
         self._data: list[bytes] = []
         self._name = b""
@@ -103,9 +103,8 @@ class SseDecoder:
     def finish(self) -> list[SseEvent]:
         """The event that the end of the stream leaves pending, if any."""
         events: list[SseEvent] = []
-        if not self._started and self._tail:
-            self._started = True
         if self._tail:
+            self._started = True
             self._lines(b"\n", events)
         if self._data:
             self.unterminated = True
@@ -113,27 +112,26 @@ class SseDecoder:
         return events
 
     def _strip_bom(self, chunk: bytes) -> bytes:
-        head = b"".join(self._tail) + chunk
+        head = bytes(self._tail) + chunk
         if len(head) < len(_BOM) and _BOM.startswith(head):
-            self._tail, self._size = [head], len(head)
+            self._tail, self._size = bytearray(head), len(head)
             return b""
         self._started = True
-        self._tail, self._size = [], 0
+        self._tail, self._size = bytearray(), 0
         return head.removeprefix(_BOM)
 
     def _lines(self, chunk: bytes, events: list[SseEvent]) -> None:
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             if self._tail:
-                self._tail.append(line)
-                whole = b"".join(self._tail)
-                self._size -= len(whole) - len(line)
-                self._tail = []
+                self._size -= len(self._tail)
+                whole = bytes(self._tail + line)
+                self._tail.clear()
                 self._line(whole, events)
             else:
                 self._line(line, events)
         if rest:
-            self._tail.append(rest)
+            self._tail += rest
             self._hold(len(rest))
 
     def _line(self, line: bytes, events: list[SseEvent]) -> None:
