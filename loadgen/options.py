@@ -5,6 +5,7 @@ Light to import: knows neither Locust nor gevent.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -186,6 +187,26 @@ OPTIONS = (
     ),
 )
 """Every option of ours that a Locust process takes."""
+
+
+def add_to_argparse(
+    parser: argparse.ArgumentParser, options: Sequence[Option]
+) -> list[tuple[Option, Any]]:
+    """Add ``options`` as a group of their own; each with the action that argparse made of it."""
+    group = parser.add_argument_group(
+        "Streamgauge", "Load on an LLM endpoint, recorded request by request."
+    )
+    added = []
+    for option in options:
+        how: dict[str, Any] = {"default": None, "metavar": option.metavar}
+        if option.kind == "flag":
+            how = {"default": False, "action": "store_true"}
+        elif option.kind == "repeat":
+            how["action"] = "append"
+        # argparse reads % in help as a format
+        action = group.add_argument(option.name, help=option.help.replace("%", "%%"), **how)
+        added.append((option, action))
+    return added
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

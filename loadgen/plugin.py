@@ -18,11 +18,13 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gevent
+import gevent.event
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -35,7 +37,7 @@ from collectors.runs import Run, new_run_id
 from loadgen.client import now
 from loadgen.errors import LoadgenError
 from loadgen.keeper import PROGRESS_FD, RunKeeper
-from loadgen.options import OPTIONS, Settings, public_config, read_settings
+from loadgen.options import OPTIONS, Settings, add_to_argparse, public_config, read_settings
 from loadgen.preflight import look_at
 from loadgen.prompts import prompts_hash
 from loadgen.session import LoadSession, RunInfo
@@ -70,6 +72,8 @@ class LocustPlugin:
         self._spent: set[str] = set()
         self._workers: set[str] = set()
         self._greenlets: list[gevent.Greenlet] = []
+        self._closed = gevent.event.Event()
+        self._closed.set()
         self._registered = False
 
     def register(self) -> None:
@@ -157,7 +161,7 @@ class LocustPlugin:
         if _stop_timeout_is_default():
             environment.stop_timeout = settings.drain_s
         keeper = RunKeeper(settings.db, run)
-        keeper.begin()
+        self._start_recorder(keeper)
         run = keeper.run
         self._keeper = keeper
         self._spent.clear()
@@ -181,6 +185,19 @@ class LocustPlugin:
         self._greenlets = [gevent.spawn(self._follow, keeper)]
         if self._duration_s is not None:
             self._greenlets.append(gevent.spawn_later(self._duration_s, self._stop_as_planned))
+
+    def _start_recorder(self, keeper: RunKeeper) -> None:
+        """Start it in a greenlet of its own: Stop in the web UI kills the one that starts a run."""
+        starter = gevent.spawn(_attempt, keeper.begin)
+        try:
+            error = starter.get()
+        except gevent.GreenletExit:
+            if starter.get() is None:
+                keeper.interrupted = True
+                keeper.finish([], None)
+            raise
+        if error is not None:
+            raise error
 
     def _new_run(self, environment: Environment, settings: Settings, seed: int) -> Run:
         options = environment.parsed_options
@@ -315,12 +332,20 @@ class LocustPlugin:
                 runner.send_message(FINAL, {"worker": _worker_name(runner), "client": health})
             environment.stop_timeout = 0.0  # else Locust waits that long before it is ready again
             return
-        keeper, self._keeper = self._keeper, None
-        if keeper is None:
-            return
+        if self._keeper is not None and self._closed.is_set():
+            self._closed.clear()
+            try:
+                self._close_run(environment, self._keeper, health)
+            finally:
+                self._keeper = None
+                self._closed.set()
+
+    def _close_run(
+        self, environment: Environment, keeper: RunKeeper, health: dict[str, Any] | None
+    ) -> None:
         gevent.killall([g for g in self._greenlets if g is not gevent.getcurrent()], block=False)
         notes: list[str] = []
-        if isinstance(runner, MasterRunner):
+        if isinstance(environment.runner, MasterRunner):
             notes = self._await_finals(keeper)
         elif health is not None:
             keeper.finals["local"] = health
@@ -341,6 +366,9 @@ class LocustPlugin:
         """Locust leaves while a run is on: Ctrl-C, SIGTERM or a closed web UI."""
         runner = environment.runner
         if runner is None or (self._keeper is None and self.session is None):
+            return
+        if not self._closed.is_set():  # the run is over and being closed
+            self._closed.wait()
             return
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end is under way; it is short
         environment.stop_timeout = 0.0
@@ -411,24 +439,23 @@ class LocustPlugin:
 
 
 def add_options(parser: LocustArgumentParser) -> None:
-    """Our options in ``locust --help``."""
-    group = parser.add_argument_group(
-        "Streamgauge", "Load on an LLM endpoint, recorded request by request."
-    )
-    for option in OPTIONS:
-        how: dict[str, Any] = {"default": None, "metavar": option.metavar}
-        if option.kind == "flag":
-            how = {"default": False, "action": "store_true"}
-        elif option.kind == "repeat":
-            how["action"] = "append"
-        # argparse reads % in help as a format
-        action = group.add_argument(option.name, help=option.help.replace("%", "%%"), **how)
+    """Our options on Locust's command line and in its web UI."""
+    for option, action in add_to_argparse(parser, OPTIONS):
         for name, value in _WEB_UI.items():  # what Locust's own add_argument sets; groups lack it
             setattr(action, name, value)
         action.include_in_web_ui = option.in_web_ui
 
 
 _WEB_UI = {"is_secret": False, "is_required": False, "is_multiple": False}
+
+
+def _attempt(action: Callable[[], None]) -> CollectorsError | None:
+    """The error that ``action`` raised, as a value: gevent prints those that leave a greenlet."""
+    try:
+        action()
+    except CollectorsError as error:
+        return error
+    return None
 
 
 def boot_id() -> str | None:

@@ -45,7 +45,7 @@ class StreamUser(User):
     def on_start(self) -> None:
         """Wait for this user's own place in the ramp."""
         if self._session is None:
-            raise StopUser  # the run was refused; the reason has been printed
+            return  # the run was refused; the first task ends this user without a traceback
         phase_s = self._session.next_user_phase_s()
         self._due_at = now() + phase_s
         gevent.sleep(phase_s)

@@ -79,12 +79,12 @@ def only_run(db: Path) -> Run:
         return found
 
 
-def has_records(db: Path, least: int) -> bool:
-    """Whether a database being written holds that many records."""
+def has_records(db: Path, least: int, runs: int = 1) -> bool:
+    """Whether a database being written holds so many runs, the newest with so many records."""
     try:
         with Store.open(str(db), read_only=True) as store:
-            runs = store.runs()
-            return bool(runs) and store.count(runs[0].id) >= least
+            found = store.runs()
+            return len(found) == runs and store.count(found[0].id) >= least
     except StoreError:  # still being made
         return False
 
@@ -267,9 +267,10 @@ def test_the_web_ui_starts_and_stops_runs(metronome: str, tmp_path: Path) -> Non
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: answers(url))
-        for _ in range(2):
+        for number in (1, 2):
             form = {"user_count": "2", "spawn_rate": "2", "host": metronome}
             assert httpx.post(f"{url}/swarm", data=form).json()["success"]
+            wait_until(lambda n=number: has_records(db, 1, runs=n))
             wait_until(lambda: ("TTFT", "chat") in web_rows(url))
             assert httpx.post(f"{url}/stop", timeout=PATIENCE_S).json()["success"]
         process.send_signal(signal.SIGINT)
@@ -280,6 +281,25 @@ def test_the_web_ui_starts_and_stops_runs(metronome: str, tmp_path: Path) -> Non
         runs = store.runs()
         assert [r.status for r in runs] == [RunStatus.COMPLETE] * 2
         assert all(store.count(r.id) > 0 for r in runs)
+
+
+def test_stop_before_the_run_has_begun_leaves_no_run_going(metronome: str, tmp_path: Path) -> None:
+    """Stop pressed while the recorder starts ends that run at once, and Locust can go on."""
+    db, port = tmp_path / "runs.db", free_port()
+    process = start(metronome, db, "--web-host", "127.0.0.1", "--web-port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until(lambda: answers(url))
+        form = {"user_count": "2", "spawn_rate": "2", "host": metronome}
+        httpx.post(f"{url}/swarm", data=form)
+        wait_until(db.exists)  # the recorder is at work, and has not reported yet
+        httpx.post(f"{url}/stop", timeout=PATIENCE_S)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_S)
+    finally:
+        process.kill()
+    with Store.open(str(db)) as store:
+        assert RunStatus.RUNNING not in [r.status for r in store.runs()]
 
 
 def test_our_options_stand_in_locusts_help() -> None:
