@@ -61,6 +61,7 @@ def run(host: str, db: Path, *options: str) -> subprocess.CompletedProcess[str]:
         out, err = process.communicate(timeout=PATIENCE_S + 30)
     finally:
         process.kill()
+        process.communicate()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -231,6 +232,7 @@ def test_a_signal_leaves_an_interrupted_run_with_everything_in_it(
         _, err = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
+        process.communicate()
     found = only_run(db)
     with Store.open(str(db)) as store:
         records = list(store.records(found.id))
@@ -248,9 +250,11 @@ def test_kill_9_of_the_load_leaves_a_readable_interrupted_run(
     try:
         wait_until(lambda: has_records(db, 20))
         process.kill()
+        process.communicate()
         process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
+        process.communicate()
     wait_until(lambda: only_run(db).status is RunStatus.INTERRUPTED)
     with Store.open(str(db)) as store:
         records = list(store.records(only_run(db).id))
@@ -277,6 +281,7 @@ def test_the_web_ui_starts_and_stops_runs(metronome: str, tmp_path: Path) -> Non
         process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
+        process.communicate()
     with Store.open(str(db)) as store:
         runs = store.runs()
         assert [r.status for r in runs] == [RunStatus.COMPLETE] * 2
@@ -298,6 +303,7 @@ def test_stop_before_the_run_has_begun_leaves_no_run_going(metronome: str, tmp_p
         process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
+        process.communicate()
     with Store.open(str(db)) as store:
         assert RunStatus.RUNNING not in [r.status for r in store.runs()]
 
