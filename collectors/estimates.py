@@ -306,6 +306,8 @@ class Resampled:
         low, high = self.interval(confidence)
         half = self.value - low if limit < self.value else high - self.value
         distance = abs(self.value - limit)
+        if self.blocks < 2:  # no interval at all yet
+            return 2 * stats.BATCHES
         return self.n * (half / distance) ** 2 if distance > 0 and math.isfinite(half) else None
 
 

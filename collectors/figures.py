@@ -529,17 +529,17 @@ def _of_requests(
         yield "No request was due in the window."
     if window.unfinished:
         yield (
-            f"{window.unfinished} of {window.due} requests were still open at the end; they count"
-            " as at least as slow as the time they had."
+            f"Still open at the end: {window.unfinished} of {window.due} requests; they count as at"
+            " least as slow as the time they had."
         )
     if "ttft_s" in latency and (n := len(latency["ttft_s"].sample)) < 2 * BATCHES:
-        yield f"With {n} requests it cannot be seen whether neighbours depend on each other."
+        yield f"Too few requests ({n}) to see whether neighbours depend on each other."
     several = requests.output_events > 1
     if unkept := int((several & (requests.gap_counts == 0)).sum()):
-        yield f"The gaps of {unkept} streamed requests were not kept; ITL leaves them out."
+        yield f"ITL leaves out {unkept} streamed requests, whose gaps were not kept."
     shown = requests.is_ok & ((requests.output_events > 0) | (requests.output_tokens > 0))
     if untold := int((shown & np.isnan(requests.output_tokens)).sum()):
-        yield f"The output tokens of {untold} requests are unknown; token figures leave them out."
+        yield f"Token figures leave out {untold} requests, whose output tokens are unknown."
     events, tokens = requests.output_events, requests.output_tokens
     told = (events > 1) & (tokens > 0)
     if told.any() and (ratio := float(tokens[told].sum() / events[told].sum())) > _MANY_A_CHUNK:

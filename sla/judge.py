@@ -295,7 +295,7 @@ def _why_not(case: _Case, estimate: Estimate, sla: Sla, figures: Figures) -> str
         ends = (estimate.at_least, estimate.value)
         if op.holds(ends[0], limit) is not op.holds(ends[1], limit):
             waiting = estimate.sample.unfinished
-            return f"{waiting} requests were still open at the end; a longer drain would tell"
+            return f"still open at the end: {waiting} of {estimate.n}; a longer drain would tell"
     return _how_many(estimate.settles_at(limit, sla.confidence), figures.window.due)
 
 
@@ -304,7 +304,7 @@ def _how_many(settles_at: float | None, had: int) -> str:
         return "too close to the limit to be told by more requests"
     # The estimate is rough; less than what was not enough would be nonsense.
     needed = _round_up(max(settles_at, 1.2 * had))
-    return f"{had} requests are too few; about {needed:,} would settle it"
+    return f"too few requests ({had:,}); about {needed:,} would settle it"
 
 
 def _round_up(number: float) -> int:

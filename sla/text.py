@@ -79,8 +79,17 @@ def report_csv(report: Report) -> str:
     return csv_text(("key", "value"), list(_flattened(report)))
 
 
-def check_text(run: Report, judgement: Judgement, *, colour: bool = False) -> str:
-    """A judgement for a terminal."""
+def check_text(
+    run: Report, judgement: Judgement, *, colour: bool = False, is_below: bool = False
+) -> str:
+    """A judgement for a terminal.
+
+    Args:
+        run: the report of the run.
+        judgement: of it.
+        colour: whether the terminal wants colours.
+        is_below: whether it stands below the run's report, which has said how the run stands.
+    """
     header, rows = _verdict_cells(judgement)
     table = text_table(header, rows, left=2)
     lines = [_check_title(run, judgement), "", paint(table[0], "bold", is_on=colour)]
@@ -88,7 +97,7 @@ def check_text(run: Report, judgement: Judgement, *, colour: bool = False) -> st
         lines.append(_painted(line, row.verdict, colour=colour))
         if row.reason:
             lines.append(f"    {plain(row.reason)}")
-    lines += ["", *_standing(run, colour=colour), *judgement.notes]
+    lines += ["", *([] if is_below else _standing(run, colour=colour)), *judgement.notes]
     word = paint(judgement.verdict, _COLOUR[judgement.verdict], is_on=colour)
     lines.append(f"Verdict: {word} (exit code {judgement.exit_code})")
     return "\n".join(lines) + "\n"
@@ -243,10 +252,10 @@ def figure_facts(report: Report) -> list[tuple[str, str]]:
         ("errors", _errors(report)),
         ("tokens", _tokens(report["tokens"])),
         ("flags", ", ".join(f"{flag} {n:,}" for flag, n in report["flags"].items()) or ABSENT),
-        ("cost", _cost(report["cost"])),
+        *_cost(report["cost"]),
     ]
     facts += [(f"GPU {i}", _gpu(gpu)) for i, gpu in enumerate(report["gpu"])] or [("GPU", ABSENT)]
-    facts.append(("client", _client(report["client"])))
+    facts += [("coalesced", _coalesced(report["client"])), ("client", _client(report["client"]))]
     return [(name, plain(value)) for name, value in facts]
 
 
@@ -282,9 +291,9 @@ def _tokens(tokens: Report) -> str:
     return f"{_count(tokens['input'])} in{cached}, {_count(tokens['output'])} out{thought}{source}"
 
 
-def _cost(cost: Report) -> str:
+def _cost(cost: Report) -> list[tuple[str, str]]:
     if cost["basis"] is None:
-        return ABSENT
+        return [("cost", ABSENT)]
     parts = [f"{_quantity(cost['usd'], Kind.USD)} by {cost['basis'].replace('_', '-')}"]
     for key, words in (
         ("usd_per_request", "a request served"),
@@ -293,7 +302,8 @@ def _cost(cost: Report) -> str:
     ):
         if cost[key] is not None:
             parts.append(f"{_quantity(cost[key], Kind.USD)} {words}")
-    return ", ".join(parts)
+    lines = [", ".join(parts[:2]), ", ".join(parts[2:])]
+    return [(name, line) for name, line in zip(("cost", ""), lines, strict=True) if line]
 
 
 def _gpu(gpu: Report) -> str:
@@ -313,9 +323,15 @@ def _client(client: Report) -> str:
     return (
         f"{stamps}, loop lag p99 {_quantity(client['loop_lag_p99_s'], Kind.SECONDS)},"
         f" read delay p99 {_quantity(client['read_delay_p99_s'], Kind.SECONDS)},"
-        f" CPU {_quantity(client['cpu_ratio'], Kind.RATIO)},"
-        f" coalesced {_quantity(client['coalesced_ratio'], Kind.RATIO)}"
+        f" CPU {_quantity(client['cpu_ratio'], Kind.RATIO)}"
     )
+
+
+def _coalesced(client: Report) -> str:
+    if client["coalesced_ratio"] is None:
+        return ABSENT
+    share = _quantity(client["coalesced_ratio"], Kind.RATIO)
+    return f"{share} of output events came in one read with the one before"
 
 
 def _standing(report: Report, *, colour: bool) -> Iterator[str]:

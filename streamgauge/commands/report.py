@@ -53,5 +53,6 @@ def show(db: str, ref: str, sla: Path | None, form: str) -> int:
     else:
         click.echo(report_text(report, colour=wants_colour()), nl=False)
         if judgement is not None:
-            click.echo(f"\n{check_text(report, judgement, colour=wants_colour())}", nl=False)
+            verdict = check_text(report, judgement, colour=wants_colour(), is_below=True)
+            click.echo(f"\n{verdict}", nl=False)
     return judgement.exit_code if judgement is not None else 0

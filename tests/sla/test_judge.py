@@ -96,16 +96,19 @@ def test_open_requests_leave_it_open() -> None:
     row = _row("ttft: p95 < 2 s", records)
 
     assert row.verdict is Verdict.INCONCLUSIVE
-    assert row.reason == "100 requests were still open at the end; a longer drain would tell"
+    assert row.reason == "still open at the end: 100 of 1000; a longer drain would tell"
     assert _row("ttft: p95 < 500 ms", records).verdict is Verdict.BROKEN
 
 
 def test_inconclusive_says_how_many_would_settle_it() -> None:
     """Too few requests is said with a number; a limit on the value itself is hopeless."""
     assert _row("ttft: p99 < 500 ms", _requests(_mixed(100))).reason == (
-        "100 requests are too few; about 390 would settle it"
+        "too few requests (100); about 390 would settle it"
     )
     assert "about 740 would" in _row("error_ratio: < 0.5 %", _requests(_mixed(100))).reason
+    assert (
+        "too few requests (1); about 40" in _row("ttft: mean < 1 s", [make_request(0, 0.0)]).reason
+    )
     assert "too close" in _row("ttft: p50 < 150 ms", _requests(_mixed(1000))).reason
 
 

@@ -54,7 +54,7 @@ def test_a_report_says_what_it_is_about() -> None:
     latency = next(line for line in text.splitlines() if line.startswith("TTFT from sent"))
     assert latency.split()[3] == "400"
     assert "TTFT from due" in text
-    assert "coalesced 0 %" in text
+    assert "0 % of output events came in one read" in text
     assert "The run is valid" in text
     assert "- no GPU seen here" in text
 
