@@ -183,6 +183,8 @@ class RecorderFeed:
         if item is None:
             return 0
         self._bytes -= item.size
+        if item.kind == FINISH:  # the recorder leaves now, and is not to be replaced
+            self._closing = True
         while self._with_gaps and self._with_gaps[0] not in self._pending:
             self._with_gaps.popleft()
         self._changed.notify_all()

@@ -1,8 +1,9 @@
 """Ask every telemetry source once a second, and say how that went.
 
-A source that fails costs its own readings and nobody else's. Its success and its duration are data
-like the rest: a gap in a chart can then be told from a quiet GPU (the idea is that of Prometheus's
-node_exporter). A source that does not exist here says so once and is not asked again.
+A source that fails, or hangs, costs its own readings and nobody else's. Its success and its
+duration are data like the rest: a gap in a chart can then be told from a quiet GPU (the idea is
+that of Prometheus's node_exporter). A source that does not exist here says so once and is not asked
+again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collectors.errors import NoDataError
 from collectors.samples import Sample
 
 POLL_EVERY_S = 1.0
+STOP_WITHIN_S = 1.0
 MAX_KEPT = 200_000
 """Readings kept for a reader that does not come; the oldest go first."""
 
@@ -52,12 +54,12 @@ class Collector(Protocol):
 
 
 class Poller:
-    """Polls collectors in a thread of its own, since a driver's call may take its time.
+    """Polls each collector in a thread of its own, since a driver's call may take its time.
 
     Args:
         collectors: the sources.
         now: seconds since the run began.
-        every_s: time from one round to the next.
+        every_s: time from one reading to the next.
     """
 
     def __init__(
@@ -69,53 +71,63 @@ class Poller:
         self.notes: list[str] = []
         """A sentence for each source that does not exist here."""
         self.facts: dict[str, str] = {}
-        self._collectors = list(collectors)
         self._now = now
         self._every_s = every_s
         self._kept: deque[Sample] = deque(maxlen=MAX_KEPT)
         self._stopping = threading.Event()
         self._complained: set[str] = set()
-        self._thread = threading.Thread(target=self._run, name="poller", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(collector,), name=collector.name, daemon=True)
+            for collector in collectors
+        ]
 
     def start(self) -> None:
         """Begin to poll."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Poll no more; does not wait for a call that hangs."""
+        """Poll no more; waits a second for calls that are under way, and not for one that hangs."""
         self._stopping.set()
-        self._thread.join(timeout=self._every_s)
+        for thread in self._threads:
+            thread.join(timeout=STOP_WITHIN_S)
 
     def drain(self) -> list[Sample]:
         """The readings since the last call."""
         return [self._kept.popleft() for _ in range(len(self._kept))]
 
-    def poll(self) -> Iterator[Sample]:
-        """Each collector's readings of now, and after them two about the collector itself."""
-        for collector in list(self._collectors):
-            began_at_s, success = self._now(), 0.0
-            readings: list[Reading] = []
-            try:
-                # Drawn up before any is handed on, so that a half-read source leaves nothing.
-                readings = list(collector.collect())
-                success = 1.0
-                self.facts.update(collector.facts)
-            except NoDataError as reason:
-                self.notes.append(str(reason))
-                self._collectors.remove(collector)
-            except Exception:
-                if collector.name not in self._complained:  # each second would fill the terminal
-                    self._complained.add(collector.name)
-                    log.exception("collector %s failed", collector.name)
-            for name, value, source in readings:
-                yield Sample(began_at_s, source, name, value)
-            took_s = self._now() - began_at_s
-            yield Sample(began_at_s, collector.name, "collector_success", success)
-            yield Sample(began_at_s, collector.name, "collector_duration_seconds", took_s)
+    def poll(self, collector: Collector) -> Iterator[Sample]:
+        """The collector's readings of now, and after them two about the collector itself.
 
-    def _run(self) -> None:
+        Raises:
+            NoDataError: its source does not exist here.
+        """
+        began_at_s, success = self._now(), 0.0
+        readings: list[Reading] = []
+        try:
+            # Drawn up before any is handed on, so that a half-read source leaves nothing.
+            readings = list(collector.collect())
+            success = 1.0
+            self.facts.update(collector.facts)
+        except NoDataError:
+            raise
+        except Exception:
+            if collector.name not in self._complained:  # each second would fill the terminal
+                self._complained.add(collector.name)
+                log.exception("collector %s failed", collector.name)
+        for name, value, source in readings:
+            yield Sample(began_at_s, source, name, value)
+        took_s = self._now() - began_at_s
+        yield Sample(began_at_s, collector.name, "collector_success", success)
+        yield Sample(began_at_s, collector.name, "collector_duration_seconds", took_s)
+
+    def _run(self, collector: Collector) -> None:
         due = time.monotonic()
         while not self._stopping.wait(max(0.0, due - time.monotonic())):
-            self._kept.extend(self.poll())
-            # A round that took longer than a turn is followed by the next turn, not by a volley.
+            try:
+                self._kept.extend(list(self.poll(collector)))
+            except NoDataError as reason:
+                self.notes.append(str(reason))
+                return
+            # A turn that took too long is followed by the next one, not by a volley.
             due = max(due + self._every_s, time.monotonic())

@@ -77,7 +77,8 @@ class Recorder:
         self._line = line
         self._store = store
         self._run = run
-        self._poller = Poller(collectors, lambda: time.monotonic() - run.began_mono_s)
+        self._began_mono_s = run.began_mono_s  # the feed may move it: instant 0 is when it is ready
+        self._poller = Poller(collectors, lambda: time.monotonic() - self._began_mono_s)
         self._frames = Frames()
         self._out = bytearray()
         self._parent = os.getppid()
@@ -177,6 +178,9 @@ class Recorder:
         """Take changes of the run; notes and versions are added to, the rest is replaced."""
         self._notes += [note for note in changes.pop("notes", ()) if note not in self._notes]
         self._versions |= changes.pop("versions", {})
+        if "began_mono_s" in changes:
+            self._began_mono_s = changes["began_mono_s"]
+            self._poller.drain()  # timed from another beginning
         self._changes |= changes
 
     # The database
@@ -202,7 +206,9 @@ class Recorder:
             last = self._open.get(batch.worker)
             if last is None or batch.sequence > last.sequence:
                 self._open[batch.worker] = replace(batch, records=[], samples=[])
-        self._say(DONE, [number for number, _ in self._batches] + self._numbers)
+        numbers = [number for number, _ in self._batches] + self._numbers
+        if numbers:
+            self._say(DONE, numbers)
         self._batches, self._samples, self._changes, self._numbers = [], [], {}, []
         self._held_bytes = 0
         return True
