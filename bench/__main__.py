@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from bench.fidelity import LEVELS, Level, measure_level, table
+from bench.fidelity import LEVELS, Level, measure_level, source_options, table
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 MARK = re.compile(r"(<!-- fidelity -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -32,10 +32,12 @@ def main() -> None:
 
 def where() -> str:
     """Date and machine of a measurement, without its name."""
+    source = "in real time (SCHED_FIFO)" if source_options() else "like the client"
     return (
         f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {os.cpu_count()} cores "
         f"({platform.machine()}, Linux {platform.release().split('-')[0]}), "
-        f"Python {platform.python_version()}, source and client on the same machine."
+        f"Python {platform.python_version()}, source and client on the same machine, "
+        f"source scheduled {source}."
     )
 
 
