@@ -185,7 +185,7 @@ class Database:
             # Python's own transaction handling is off (isolation_level None): it would commit
             # before a CREATE TABLE, and cannot say BEGIN IMMEDIATE.
             connection = sqlite3.connect(
-                f"file:{quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rw'}",
+                f"file:{quote(str(self.path.absolute()))}?{_mode(self.path, read_only=read_only)}",
                 uri=True,
                 timeout=BUSY_TIMEOUT_S,
                 isolation_level=None,
@@ -268,6 +268,18 @@ def first_line(error: Exception) -> str:
     """What the driver said, without SQLAlchemy's frame around it and without its full stop."""
     said = str(getattr(error, "orig", None) or error).strip()
     return (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _mode(path: Path, *, read_only: bool) -> str:
+    """SQLite's options for opening ``path``.
+
+    To read a WAL database SQLite makes a file beside it; in a folder where it may not (an archive,
+    the artefacts of a CI job) it has to be told that nobody writes, as the missing log shows.
+    """
+    if not read_only:
+        return "mode=rw"
+    writable = os.access(path.absolute().parent, os.W_OK, effective_ids=True)
+    return "mode=ro" if writable or Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
 
 
 def _to_json(value: object) -> str:

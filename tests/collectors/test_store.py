@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from array import array
@@ -451,6 +454,27 @@ def test_a_database_locked_by_another_program_is_said_to_be(
             store.create_run(a_run())
         other.close()
         store.create_run(a_run())
+
+
+def test_a_database_in_a_folder_nobody_may_write_can_be_read() -> None:
+    """Artefacts of a CI job are often read-only: the runs in them are read all the same."""
+    folder = Path(tempfile.mkdtemp())
+    db = str(folder / "runs.db")
+    with Store.open(db, create=True) as store:
+        store.create_run(a_run())
+    folder.chmod(0o555)
+    user = os.geteuid()
+    try:
+        if user == 0:  # who may write anywhere
+            os.seteuid(65534)
+        with Store.open(db, read_only=True) as store:
+            assert store.find_run("last").id == RUN_ID
+        with pytest.raises(StoreError, match="cannot be written"):
+            Store.open(db)
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 @pytest.mark.needs("postgres")
