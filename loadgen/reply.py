@@ -14,7 +14,7 @@ Covers chat completions and legacy completions as OpenAI-compatible servers send
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ import orjson
 from collectors.records import OutputEvents, TokenSource
 
 ANSWER, REASONING, TOOL, HIDDEN = "answer", "reasoning", "tool", "hidden"
+MAX_WORDS = 4096  # longer than a record keeps: what is secret is masked before it is cut
+_MAX_RUNGS = 8
 _DONE = frozenset({b"[DONE]", b'"[DONE]"'})
 
 
@@ -61,7 +63,6 @@ class Reply:
         "bad_json",
         "coalesced",
         "done",
-        "empty_deltas",
         "error",
         "first_answer_at",
         "first_event_tokens",
@@ -69,7 +70,6 @@ class Reply:
         "first_read_delay",
         "gaps_s",
         "last_output_at",
-        "models",
         "n_answer",
         "n_hidden",
         "n_reasoning",
@@ -92,7 +92,6 @@ class Reply:
         self.error: str | None = None
         self.whole = False  # a JSON body instead of a stream
         self.bad_json = 0
-        self.empty_deltas = 0
         self.coalesced = 0
         self.n_answer = self.n_reasoning = self.n_tool = self.n_hidden = 0
         self.first_output_at: float | None = None
@@ -101,7 +100,6 @@ class Reply:
         self.first_read_delay: float | None = None
         self.first_event_tokens: int | None = None
         self.gaps_s: array[float] = array("f")
-        self.models: set[str] = set()
 
     # -- events of a stream ------------------------------------------------------------------
 
@@ -135,7 +133,7 @@ class Reply:
             self.done = True
         elif name == b"error":
             self._fail(data.decode("utf-8", "replace"))
-        else:
+        elif data.strip():  # blank data is one more kind of keep-alive
             self.bad_json += 1
 
     def _fail(self, message: str) -> None:
@@ -145,19 +143,19 @@ class Reply:
     def _chunk(self, payload: dict[str, Any], at: float, read: int, delay: float | None) -> None:
         kinds = tokens = 0
         usage = payload.get("usage")
-        for choice in payload.get("choices") or ():
-            if isinstance(choice, dict):
+        choices = payload.get("choices")
+        if choices.__class__ is not list:
+            choices = ()
+        for choice in choices:
+            if choice.__class__ is dict:
                 kind, proven = self._choice(choice)
                 kinds |= kind
                 tokens += proven
                 usage = usage or choice.get("usage")  # Moonshot's place
         usage = usage or _groq_usage(payload)
         if isinstance(usage, dict):
-            grown = self._take_usage(usage, payload, is_output=bool(kinds))
-            if grown > 0:
-                tokens = tokens or grown
-                if not kinds and not self._finish:
-                    kinds = _HIDDEN_BIT
+            grown = self._take_usage(usage, choices, is_output=bool(kinds))
+            tokens = tokens or grown
         if tokens and not kinds:
             kinds = _HIDDEN_BIT
         if kinds:
@@ -168,15 +166,12 @@ class Reply:
         delta = choice.get("delta")
         if isinstance(delta, dict):
             kinds = _delta_kinds(delta)
-            if not kinds and delta:
-                self.empty_deltas += 1
         else:
             text = choice.get("text")
             kinds = _ANSWER_BIT if isinstance(text, str) and text else 0
         reason = choice.get("finish_reason")
         if isinstance(reason, str) and reason:
-            index = choice.get("index")
-            self._finish[index if isinstance(index, int) else 0] = reason
+            self._finish[_index(choice)] = reason
             if reason == "error":
                 self._fail("the server finished with reason 'error'")
         return kinds, self._prove(choice)
@@ -194,25 +189,28 @@ class Reply:
         return proven
 
     def _take_usage(
-        self, usage: Mapping[str, Any], payload: dict[str, Any], *, is_output: bool
+        self, usage: Mapping[str, Any], choices: Sequence[Any], *, is_output: bool
     ) -> int:
-        """Keep ``usage``; how far the running count of its choice grew."""
+        """Keep ``usage``; the tokens that its growth proves for this event, 0 where it proves none.
+
+        Growth is told from the count before, of the same choice. Where output came without a count,
+        the first count covers more than its own event. A count without a choice, or beside a finish
+        reason, belongs to the whole answer.
+        """
         now = _count(usage, "completion_tokens") or 0
-        choices = payload.get("choices")
-        index = 0
-        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-            index = choices[0].get("index") or 0
-        final = bool(self._finish)
-        if self._usage_final and self._usage is not None and dict(self._usage) != dict(usage):
+        if self._usage_final and self._usage is not None and usage != self._usage:
             self._usages_differ |= _count(self._usage, "completion_tokens") != now
-        if any(usage.get(k) for k in ("completion_tokens", "prompt_tokens", "total_tokens")):
+        if _tells_tokens(usage):
             self._usage = usage
-            self._usage_final = self._usage_final or final
-        if final and not is_output:
+            self._usage_final = self._usage_final or self.finished
+        if not choices or not isinstance(choices[0], dict):
             return 0
-        grown = now - self._running_tokens.get(index, 0)
-        self._running_tokens[index] = max(now, self._running_tokens.get(index, 0))
-        return grown
+        index = _index(choices[0])
+        if index in self._finish and not is_output:
+            return 0
+        before = self._running_tokens.get(index, None if self.has_output else 0)
+        self._running_tokens[index] = max(now, before or 0)
+        return 0 if before is None else max(0, now - before)
 
     def _output(self, kinds: int, tokens: int, at: float, read: int, delay: float | None) -> None:
         if self.last_output_at is None:
@@ -250,16 +248,16 @@ class Reply:
             return True
         if not isinstance(payload, dict):
             return False
-        for choice in payload.get("choices") or ():
+        choices = payload.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 message = choice.get("message")
-                self._choice({**choice, "delta": message} if isinstance(message, dict) else choice)
-                kinds = _delta_kinds(message if isinstance(message, dict) else choice)
-                text = choice.get("text")
-                if kinds or (isinstance(text, str) and text):
-                    self.n_answer += 1
+                kinds, _ = self._choice(
+                    {**choice, "delta": message} if isinstance(message, dict) else choice
+                )
+                self.n_answer += bool(kinds)
         usage = payload.get("usage") or _groq_usage(payload)
-        if isinstance(usage, dict):
+        if isinstance(usage, dict) and _tells_tokens(usage):
             self._usage = usage
             self._usage_final = True
         return True
@@ -330,24 +328,39 @@ class Reply:
 _ANSWER_BIT, _REASONING_BIT, _TOOL_BIT, _HIDDEN_BIT, _REFUSAL_BIT = 1, 2, 4, 8, 16
 
 
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
 def _delta_kinds(delta: Mapping[str, Any]) -> int:
     content = delta.get("content")
     if isinstance(content, str):
         if content:
             return _ANSWER_BIT
-    elif isinstance(content, list):
-        return _part_kinds(content)
-    if delta.get("reasoning_content") or delta.get("reasoning") or delta.get("reasoning_details"):
+    elif isinstance(content, list) and (kinds := _part_kinds(content)):
+        return kinds
+    if delta.get("reasoning_content") or delta.get("reasoning"):
         return _REASONING_BIT
-    for call in delta.get("tool_calls") or ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and (function.get("name") or function.get("arguments")):
+    if _has_words(delta.get("reasoning_details"), "text", "summary", "data"):
+        return _REASONING_BIT
+    calls = delta.get("tool_calls")
+    if isinstance(calls, list):
+        functions = [call.get("function") for call in calls if isinstance(call, dict)]
+        if _has_words(functions, "name", "arguments"):
             return _TOOL_BIT
-    if delta.get("function_call"):
+    if _has_words([delta.get("function_call")], "name", "arguments"):
         return _TOOL_BIT
     if delta.get("refusal"):
         return _ANSWER_BIT | _REFUSAL_BIT
     return _ANSWER_BIT if delta.get("audio") or delta.get("images") else 0
+
+
+def _has_words(parts: Any, *keys: str) -> bool:
+    """Whether any part of a list says something under any of the keys."""
+    return isinstance(parts, list) and any(
+        part.get(key) for part in parts if isinstance(part, dict) for key in keys
+    )
 
 
 def _part_kinds(parts: list[Any]) -> int:
@@ -385,6 +398,11 @@ def _first(*values: int | None) -> int | None:
     return next((v for v in values if v is not None), None)
 
 
+def _tells_tokens(usage: Mapping[str, Any]) -> bool:
+    """Not one of the all-zero placeholders that some servers send before the real thing."""
+    return any(usage.get(k) for k in ("completion_tokens", "prompt_tokens", "total_tokens"))
+
+
 def _normalised(usage: Mapping[str, Any]) -> Usage:
     return Usage(
         input_tokens=_first(_count(usage, "prompt_tokens"), _count(usage, "input_tokens")),
@@ -402,28 +420,41 @@ def _normalised(usage: Mapping[str, Any]) -> Usage:
 
 
 def _tells_error(payload: Any) -> bool:
-    if isinstance(payload, dict):
-        get = payload.get
-        return bool(get("error")) or get("object") == "error" or get("type") == "error"
-    # Gemini wraps its error in a list.
-    return isinstance(payload, list) and bool(payload) and _tells_error(payload[0])
+    if payload.__class__ is not dict:
+        # Gemini wraps its error in a list.
+        payload = payload[0] if isinstance(payload, list) and payload else None
+        if not isinstance(payload, dict):
+            return False
+    get = payload.get
+    return bool(get("error")) or get("object") == "error" or get("type") == "error"
 
 
 def error_message(payload: Any) -> str:
-    """The words of an error body of any known shape, at most 500 characters.
+    """The words of an error body of any known shape, at most ``MAX_WORDS`` characters.
 
     The ladder: first of a list; ``error.message``; ``error`` as text; ``message``; ``detail`` as
     text or FastAPI's list; the first of ``errors``; else the JSON itself.
     """
-    if isinstance(payload, list) and payload:
-        return error_message(payload[0])
+    for _ in range(_MAX_RUNGS):
+        inner = _inner_error(payload)
+        if inner is None:
+            break
+        payload = inner
     if isinstance(payload, str):
-        return payload[:500]
+        return payload[:MAX_WORDS]
+    try:
+        return orjson.dumps(payload).decode()[:MAX_WORDS]
+    except orjson.JSONEncodeError:  # it reads deeper nesting than it writes
+        return "an error nested too deep to show"
+
+
+def _inner_error(payload: Any) -> Any:
+    """One rung down the ladder; ``None`` at its foot."""
+    if isinstance(payload, list):
+        return payload[0] if payload else None
     if isinstance(payload, dict):
         for key in ("error", "message", "detail", "errors", "msg"):
             value = payload.get(key)
-            if isinstance(value, str) and value:
-                return value[:500]
-            if value and isinstance(value, dict | list):
-                return error_message(value)
-    return orjson.dumps(payload).decode()[:500]
+            if value and isinstance(value, str | dict | list):
+                return value
+    return None
