@@ -222,8 +222,8 @@ class Database:
                 return
         if read_only:
             raise StoreError(
-                f"{self} has the schema of an older Streamgauge and is opened for reading only; "
-                "open it once for writing, with streamgauge runs."
+                f"{self} has the schema of an older Streamgauge, which reading does not change; "
+                "the next run recorded into it brings it up to date."
             )
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":

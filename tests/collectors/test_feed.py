@@ -290,35 +290,35 @@ def big_batch(sequence: int) -> Batch:
 
 def test_memory_is_bounded_and_gaps_go_first(sqlite_db: str) -> None:
     """While the recorder stands still the feed sheds gaps, keeps every record, and counts."""
-    with feeding(sqlite_db, max_pending_bytes=1_000_000) as feed:
+    with feeding(sqlite_db, max_pending_bytes=500_000) as feed:
         os.kill(recorder_pid(feed), signal.SIGSTOP)
-        for sequence in range(60):
+        for sequence in range(30):
             feed.put(big_batch(sequence))
-            assert feed._bytes <= 1_000_000
+            assert feed._bytes <= 500_000
         os.kill(recorder_pid(feed), signal.SIGCONT)
         assert feed.finish(**ENDED, client={})
     run, records = read(sqlite_db)
-    assert len(records) == 6000
+    assert len(records) == 3000
     shed = sum(record.gaps_s is None for record in records)
     # What had been sent before it was shed arrived with its gaps.
-    assert 0 < shed <= run.client["gapless_records"] < 6000
+    assert 0 < shed <= run.client["gapless_records"] < 3000
     assert f"the gaps of {run.client['gapless_records']} requests were shed" in " ".join(run.notes)
     assert run.client["lost_records"] == 0
-    assert records[-1].gaps_s == big_batch(59).records[-1].gaps_s
+    assert records[-1].gaps_s == big_batch(29).records[-1].gaps_s
 
 
 def test_records_go_last_and_are_counted(sqlite_db: str) -> None:
     """Where even records without gaps are too many, what is lost is counted and told."""
-    with feeding(sqlite_db, max_pending_bytes=300_000) as feed:
+    with feeding(sqlite_db, max_pending_bytes=150_000) as feed:
         os.kill(recorder_pid(feed), signal.SIGSTOP)
-        for sequence in range(60):
+        for sequence in range(30):
             feed.put(big_batch(sequence))
-            assert feed._bytes <= 300_000
+            assert feed._bytes <= 150_000
         os.kill(recorder_pid(feed), signal.SIGCONT)
         assert not feed.finish(**ENDED, client={})
     run, records = read(sqlite_db)
     assert feed.lost_records > 0
-    assert len(records) + feed.lost_records == 6000
+    assert len(records) + feed.lost_records == 3000
     assert run.client["lost_records"] == feed.lost_records
     assert f"{feed.lost_records} requests were lost" in " ".join(run.notes)
 
@@ -418,7 +418,7 @@ def turn():
         gevent.sleep(0)
 other = gevent.spawn(turn)
 os.kill(recorder_pid(feed), signal.SIGSTOP)
-for sequence in range(50):  # far more than a socket holds
+for sequence in range(20):  # far more than a socket holds
     before = turns
     feed.put(big_batch(sequence))
     assert turns == before, "put() gave way to other greenlets"
@@ -428,7 +428,7 @@ assert feed._pending
 os.kill(recorder_pid(feed), signal.SIGCONT)
 gevent.sleep(0.5)
 os.kill(recorder_pid(feed), signal.SIGKILL)
-feed.put(big_batch(50))
+feed.put(big_batch(20))
 assert feed.finish(**ENDED, client={})
 other.kill()
 """
@@ -440,7 +440,7 @@ def test_the_feed_works_under_gevent(sqlite_db: str) -> None:
         [sys.executable, "-c", UNDER_GEVENT, sqlite_db], cwd=ROOT, check=True, timeout=90
     )
     run, records = read(sqlite_db)
-    assert (run.status, len(records)) == (RunStatus.COMPLETE, 5100)
+    assert (run.status, len(records)) == (RunStatus.COMPLETE, 2100)
     assert run.client["recorder_restarts"] == 1
 
 

@@ -368,7 +368,7 @@ def test_an_older_schema_is_not_migrated_for_a_reader(
     """A read-only store never migrates; it says how to have it done."""
     Store.open(db, create=True).close()
     monkeypatch.setattr(schema, "REVISIONS", ("0001", "0002"))
-    with pytest.raises(StoreError, match=r"older Streamgauge .* reading only"):
+    with pytest.raises(StoreError, match=r"older Streamgauge, which reading does not change"):
         Store.open(db, read_only=True)
 
 
