@@ -134,13 +134,14 @@ def drift_inflation(batches: Numbers) -> float:
     """(1 + r) / (1 - r) where neighbouring batches move together, else 1.
 
     r is the lag-1 correlation of the batches. Below 0.2, about one standard error of it with 20
-    batches, it is taken for chance.
+    batches, it is taken for chance. Above 0.5 it is held to 0.5: more is a trend, about which an
+    interval says nothing, and 20 batches stay worth six observations, enough to bound a median.
     """
     centred = batches - batches.mean()
     power = float(np.square(centred).sum())
     if power == 0:
         return 1.0
-    r = min(0.95, float((centred[1:] * centred[:-1]).sum()) / power)
+    r = min(0.5, float((centred[1:] * centred[:-1]).sum()) / power)
     return (1 + r) / (1 - r) if r > 0.2 else 1.0
 
 

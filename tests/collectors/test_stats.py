@@ -171,6 +171,17 @@ def test_a_drift_makes_a_sample_worth_little() -> None:
     assert 2000 / stats.variance_inflation(marks) < 20
 
 
+@given(st.integers(40, 400), st.data())
+def test_dependence_leaves_a_median_its_bounds(n: int, data: st.DataObject) -> None:
+    """However the marks hang together, 40 requests or more are worth six, which bound a median."""
+    turns = data.draw(st.lists(st.integers(0, n), max_size=4))
+    marks = np.zeros(n, np.bool_)
+    for turn in turns:
+        marks[turn:] ^= True
+
+    assert n / stats.variance_inflation(marks) >= stats.smallest_sample(0.5, 0.95)
+
+
 @pytest.mark.parametrize("marks", [np.ones(39) > 0, np.zeros(500) > 0, np.ones(500) > 0])
 def test_nothing_to_judge_dependence_by_is_d_of_1(marks: stats.Numbers) -> None:
     """Fewer than 40 units, or marks that never vary, say nothing of dependence."""
