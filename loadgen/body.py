@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import orjson
 
 from loadgen.errors import DecodeError
-from loadgen.reply import Reply, error_message
+from loadgen.reply import MAX_WORDS, Reply, error_message
 from loadgen.sse import SseDecoder
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
+_BOM = b"\xef\xbb\xbf"
+_SSE_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
 class AnswerBody:
@@ -20,7 +22,7 @@ class AnswerBody:
     A wrong content type is looked through: what starts like SSE or JSON is taken as such.
     """
 
-    __slots__ = ("_decoder", "_kept", "_kept_bytes", "_kind", "_status", "content_type", "reply")
+    __slots__ = ("_decoder", "_kept", "_kind", "_start", "_status", "content_type", "reply")
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
@@ -28,8 +30,8 @@ class AnswerBody:
         self._status = 0
         self._decoder: SseDecoder | None = None
         self._kind = ""  # "sse", "json" or "refusal" once known
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
+        self._start = b""  # what came while the kind is not known
+        self._kept = bytearray()
 
     @property
     def first_output_at(self) -> float | None:
@@ -43,7 +45,7 @@ class AnswerBody:
 
     @property
     def empty(self) -> bool:
-        """Not one byte of body came."""
+        """Nothing but blanks came."""
         return not self._kind
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
@@ -54,7 +56,7 @@ class AnswerBody:
     def data(self, chunk: bytes, at: float, read: int, delay: float | None) -> bool:
         """Body bytes; True once the end marker was seen."""
         if not self._kind:
-            self._kind = self._sniff(chunk)
+            chunk = self._begin(chunk)
         if self._decoder is None:
             self._keep(chunk)
             return False
@@ -69,10 +71,12 @@ class AnswerBody:
         Raises:
             DecodeError: the body is not what this API answers.
         """
+        if self._start:
+            self._begin(b"", more=False)
         if self._decoder is not None:
             for name, data in self._decoder.finish():
                 self.reply.event(name, data, at, read, None)
-        elif self._kind == "json" and not self.reply.body(b"".join(self._kept)):
+        elif self._kind == "json" and not self.reply.body(bytes(self._kept)):
             raise DecodeError("a JSON body that is not an answer")
 
     @property
@@ -83,28 +87,42 @@ class AnswerBody:
     @property
     def refusal(self) -> str:
         """The words of an error response."""
-        text = b"".join(self._kept).strip()
+        text = self._kept.strip()
         try:
             return error_message(orjson.loads(text)) if text else ""
         except orjson.JSONDecodeError:
-            return text[:500].decode("utf-8", "replace")
+            return text[:MAX_WORDS].decode("utf-8", "replace")
 
-    def _sniff(self, chunk: bytes) -> str:
+    def _begin(self, chunk: bytes, *, more: bool = True) -> bytes:
+        """Tell the kind of body; the bytes to go on with, none while it cannot be told."""
+        start = (self._start + chunk).removeprefix(_BOM).lstrip()
+        self._kind = self._sniff(start, more=more)
+        if not self._kind:
+            self._start = start
+            return b""
+        self._start = b""
+        if self._kind == "sse":
+            self._decoder = SseDecoder()
+        return start
+
+    def _sniff(self, start: bytes, *, more: bool) -> str:
         if self._status >= 300:
             return "refusal"
-        start = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-        if self.content_type == "text/event-stream" or start in (b"d", b"e", b":", b"i", b"r"):
-            self._decoder = SseDecoder()
+        if start.startswith((b"{", b"[")):
+            return "json"
+        if start.startswith(_SSE_STARTS):
             return "sse"
-        if self.content_type.endswith("json") or start in (b"{", b"["):
+        if more and any(s.startswith(start) for s in (*_SSE_STARTS, _BOM)):
+            return ""
+        if self.content_type == "text/event-stream":
+            return "sse"
+        if self.content_type.endswith("json"):
             return "json"
         raise DecodeError(f"content type {self.content_type or 'unknown'!r} is not an answer")
 
     def _keep(self, chunk: bytes) -> None:
         limit = MAX_ERROR_BYTES if self._kind == "refusal" else MAX_JSON_BYTES
-        room = limit - self._kept_bytes
+        room = limit - len(self._kept)
         if len(chunk) > room and self._kind == "json":
             raise DecodeError(f"a JSON body larger than {limit} bytes")
-        if room > 0:
-            self._kept.append(chunk[:room])
-            self._kept_bytes += min(len(chunk), room)
+        self._kept += chunk[: max(0, room)]

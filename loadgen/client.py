@@ -15,13 +15,19 @@ import orjson
 from collectors.records import Outcome, RequestRecord
 from collectors.redact import redact_text
 from loadgen.body import AnswerBody
-from loadgen.exchange import Exchange, Limits, Transport
+from loadgen.exchange import End, Exchange, Limits, Transport
 from loadgen.outcome import judge_exchange
 from loadgen.reply import Reply
 from loadgen.target import HttpRequest, Target, render_head
 
 API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 MAX_DETAIL = 500
+_HEADERS = {
+    "Content-Type": "application/json",
+    "Accept": "text/event-stream, application/json",
+    "Accept-Encoding": "identity",
+    "User-Agent": "streamgauge",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +101,9 @@ class Client:
         self._began_at = began_at
         self._emit = emit
         self._seq = 0
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream, application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": "streamgauge",
-            **endpoint.headers,
-        }
+        theirs = {name.lower() for name in endpoint.headers}
+        ours = {name: value for name, value in _HEADERS.items() if name.lower() not in theirs}
+        headers = {**ours, **endpoint.headers}
         self._head = render_head(endpoint.target, "POST", API_PATHS[endpoint.api], headers)
 
     @property
@@ -121,7 +123,7 @@ class Client:
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
-        reply = Reply(choices=int(ask.extra.get("n", 1)))
+        reply = Reply(choices=_choices(ask))
         body = AnswerBody(reply)
         exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
         self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
@@ -203,6 +205,10 @@ class Client:
         flags: list[str] = []
         if body.reply.has_output or outcome is Outcome.OK:
             flags += body.reply.flags()
+        elif body.reply.bad_json:
+            flags.append("bad_json")
+        if outcome is Outcome.OK and exchange.end is not End.COMPLETE:
+            flags.append("dirty_close")
         if body.unterminated:
             flags.append("unterminated_event")
         if exchange.retries:
@@ -216,6 +222,12 @@ class Client:
 
     def _clean(self, detail: str | None) -> str | None:
         return None if detail is None else redact_text(detail, self._endpoint.secrets)[:MAX_DETAIL]
+
+
+def _choices(ask: Ask) -> int:
+    """How many answers were asked for; what the server makes of nonsense is its own business."""
+    n = ask.extra.get("n")
+    return n if isinstance(n, int) and n > 0 else 1
 
 
 def now() -> float:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collectors.records import Outcome
+from collectors.redact import redact_url
 from loadgen.body import AnswerBody
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange
 
 _BY_END = {
+    End.RESET: Outcome.RESET,
+    End.ABANDONED: Outcome.UNFINISHED,
     End.CONNECT_ERROR: Outcome.CONNECT_ERROR,
     End.TLS_ERROR: Outcome.TLS_ERROR,
     End.TIMEOUT: Outcome.TIMEOUT,
@@ -19,39 +22,37 @@ def judge_exchange(exchange: Exchange, body: AnswerBody) -> tuple[Outcome, str |
     """The outcome of one request, and what the outcome does not say by itself.
 
     HTTP 200 is not success: that takes an end marker or all finish reasons, and no error anywhere.
+    An answer that says so is judged by it, however its connection ended afterwards: whoever has a
+    refusal, an error's words or the whole answer has lost nothing to a reset or a time limit.
     """
-    if exchange.end is End.ABANDONED:
-        if exchange.sent_at is None:
-            return Outcome.NOT_SENT, "the run ended before a connection was open"
-        return Outcome.UNFINISHED, None
-    if exchange.end in _BY_END:
-        return _BY_END[exchange.end], exchange.detail
-    if exchange.end is End.RESET:
-        # The answer was whole before the connection broke: the user lost nothing.
-        if exchange.status == 200 and body.reply.complete and body.reply.error is None:
-            return Outcome.OK, None
-        return Outcome.RESET, exchange.detail
-    return _judge_whole(exchange, body)
-
-
-def _judge_whole(exchange: Exchange, body: AnswerBody) -> tuple[Outcome, str | None]:
-    status = exchange.status or 0
+    status, reply = exchange.status or 0, body.reply
+    if exchange.sent_at is None and exchange.end is End.ABANDONED:
+        return Outcome.NOT_SENT, "the run ended before a connection was open"
     if status >= 300:
-        return _refused(status), body.refusal or None
-    try:
-        body.end(exchange.done_at or exchange.ended_at or 0.0)
-    except DecodeError as error:
-        return Outcome.MALFORMED, str(error)
-    reply = body.reply
+        return _refused(status), _words_of_refusal(exchange, body)
+    if exchange.end is End.COMPLETE:
+        try:
+            body.end(exchange.done_at or exchange.ended_at or 0.0)
+        except DecodeError as error:
+            return Outcome.MALFORMED, str(error)
     if reply.error is not None:
         return Outcome.IN_BAND_ERROR, reply.error
-    if body.empty:
-        return Outcome.MALFORMED, "an empty body"
     if reply.complete:
         return Outcome.OK, None
+    if exchange.end in _BY_END:
+        return _BY_END[exchange.end], exchange.detail
+    if body.empty:
+        return Outcome.MALFORMED, "an empty body"
     if reply.whole:
         return Outcome.MALFORMED, "a JSON body without a finish reason"
     return Outcome.TRUNCATED, None
+
+
+def _words_of_refusal(exchange: Exchange, body: AnswerBody) -> str | None:
+    location = exchange.headers.get("location")
+    if location is not None:
+        return f"a redirect to {redact_url(location)}, not followed"
+    return body.refusal or exchange.detail
 
 
 def _refused(status: int) -> Outcome:

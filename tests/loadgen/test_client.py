@@ -1,0 +1,215 @@
+"""What a client sends, and that everything due leaves exactly one record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from collectors.records import Outcome, RequestRecord
+from loadgen.client import Ask
+from loadgen.exchange import End, Exchange, Limits, ResponseBody
+from tests.loadgen.cases import CASES
+from tests.loadgen.playing import DUE_AT, SENT_AT, Deaf, PlayedTransport, make_client, play
+
+PLAIN = CASES[0]
+SENT: dict[str, Any] = {"sent_at": SENT_AT, "ended_at": SENT_AT + 1}
+
+
+def sent(ask: Ask, **endpoint: Any) -> tuple[list[str], dict[str, Any]]:
+    """Lines of the head, and the body, of what goes over the wire for ``ask``."""
+    transport = Deaf(end=End.RESET, **SENT)
+    make_client(transport, [], **endpoint).ask(ask, DUE_AT)
+    head, _, body = transport.requests[0].rpartition(b"\r\n")
+    return head.decode("latin-1").split("\r\n"), orjson.loads(body)
+
+
+def test_a_chat_request() -> None:
+    """Streamed, with usage asked for."""
+    head, body = sent(Ask(task="t", prompt="hi", max_tokens=9))
+
+    assert head[0] == "POST /v1/chat/completions HTTP/1.1"
+    assert body == {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 9,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ask", "api", "expected"),
+    [
+        (
+            Ask(task="t", prompt="hi", stream=False),
+            "completions",
+            {"model": "m", "prompt": "hi"},
+        ),
+        (
+            Ask(task="t", prompt=[{"role": "system", "content": "x"}], stream=False),
+            "chat",
+            {"model": "m", "messages": [{"role": "system", "content": "x"}]},
+        ),
+        (
+            Ask(task="t", prompt="hi", stream=False, max_tokens=9, extra={"max_tokens": 1, "n": 2}),
+            "chat",
+            {
+                "model": "m",
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 1,
+                "n": 2,
+            },
+        ),
+    ],
+)
+def test_further_requests(ask: Ask, api: str, expected: dict[str, Any]) -> None:
+    """Of the other API, of messages, and with fields of the user's own, which win."""
+    assert sent(ask, api=api)[1] == expected
+
+
+def test_headers_that_bend_the_measurement_are_not_sent() -> None:
+    """Compressed answers are declined, and nothing waits for a 100."""
+    head, _ = sent(Ask(task="t", prompt="hi"))
+
+    assert "Accept-Encoding: identity" in head
+    assert not any(line.lower().startswith("expect") for line in head)
+
+
+def test_a_header_of_the_users_replaces_ours() -> None:
+    """However its name is written."""
+    head, _ = sent(Ask(task="t", prompt="hi"), headers={"user-agent": "theirs", "X-A": "1"})
+
+    assert [line for line in head if line.lower().startswith("user-agent")] == [
+        "user-agent: theirs"
+    ]
+    assert "X-A: 1" in head
+
+
+@pytest.mark.parametrize("n", [None, "two", 0, -1, 1.5, []])
+def test_nonsense_for_n_is_the_servers_business(n: Any) -> None:
+    """It is sent as it is, and one answer makes the reply complete."""
+    client = make_client(PlayedTransport(PLAIN, PLAIN.writes), [])
+
+    assert client.ask(Ask(task="t", prompt="hi", extra={"n": n}), DUE_AT).outcome is Outcome.OK
+
+
+def test_a_record_tells_what_was_asked() -> None:
+    """Run, place in it, task, model, limit: everything but the answer."""
+    client = make_client(PlayedTransport(PLAIN, PLAIN.writes), [])
+    records = [client.ask(Ask(task="t", prompt="hi", max_tokens=9), DUE_AT) for _ in range(2)]
+
+    assert [r.seq for r in records] == [0, 1]
+    assert client.asked == 2
+    first = records[0]
+    assert (first.run_id, first.worker, first.scenario, first.task) == ("run", "w0", "chat", "t")
+    assert (first.endpoint, first.model, first.api) == ("http://127.0.0.1:8000", "m", "chat")
+    assert first.asked_output_tokens == 9
+
+
+def test_instants_are_seconds_since_the_run_began() -> None:
+    """The process's own clock does not leave it."""
+    record = play(PLAIN)
+
+    assert (record.due_at_s, record.sent_at_s) == (1.5, 2.0)
+    assert record.first_byte_at_s == pytest.approx(2.005)
+    assert record.first_token_at_s == pytest.approx(2.3)
+    assert record.last_token_at_s == pytest.approx(2.32)
+    assert record.done_at_s == pytest.approx(2.342)
+    assert record.gaps_s is not None
+    assert list(record.gaps_s) == pytest.approx([0.02])
+
+
+def test_a_request_never_sent_has_no_instants_but_due() -> None:
+    """Not even an end: nothing of it was there to be watched."""
+    client = make_client(Deaf(end=End.ABANDONED, ended_at=SENT_AT), [])
+    record = client.ask(Ask(task="t", prompt="hi"), DUE_AT)
+
+    assert record.outcome is Outcome.NOT_SENT
+    assert (record.sent_at_s, record.ended_at_s, record.gaps_s) == (None, None, None)
+
+
+class Killed:
+    """A transport whose caller is killed while it waits."""
+
+    def __init__(self) -> None:
+        self.seen_open: list[int] = []
+        self.records: list[RequestRecord] = []
+        self.client = make_client(self, self.records)
+
+    def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
+        """Leave the exchange as a killed greenlet does."""
+        self.seen_open = list(self.client.open)
+        exchange.sent_at = SENT_AT
+        exchange.end, exchange.ended_at = End.ABANDONED, SENT_AT + 1
+        raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_request_cut_by_the_end_of_the_run_leaves_a_record() -> None:
+    """While it was open it could be seen to be, and afterwards not."""
+    killed = Killed()
+    with pytest.raises(KeyboardInterrupt):
+        killed.client.ask(Ask(task="t", prompt="hi"), DUE_AT)
+
+    assert killed.seen_open == [0]
+    assert killed.client.open == {}
+    assert [r.outcome for r in killed.records] == [Outcome.UNFINISHED]
+    assert killed.records[0].ended_at_s == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "flags"),
+    [
+        ({"retries": 1}, ("stale_connection",)),
+        ({"headers": {"content-encoding": "gzip"}}, ("encoded",)),
+        ({}, ()),
+    ],
+)
+def test_oddities_of_the_transport_are_flags(
+    exchange: dict[str, Any], flags: tuple[str, ...]
+) -> None:
+    """Whatever the outcome."""
+    client = make_client(Deaf(end=End.RESET, **SENT, **exchange), [])
+
+    assert client.ask(Ask(task="t", prompt="hi"), DUE_AT).flags == flags
+
+
+def test_a_stream_of_nonsense_says_so() -> None:
+    """Without output the other flags would say little."""
+    case = CASES[0]
+    client = make_client(PlayedTransport(case, ((5, b"data: {oops\n\n"),)), [])
+    record = client.ask(Ask(task="t", prompt="hi"), DUE_AT)
+
+    assert (record.outcome, record.flags) == (Outcome.TRUNCATED, ("bad_json",))
+
+
+class Broken(PlayedTransport):
+    """Plays the case, then loses the connection."""
+
+    def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
+        """As the case, but for its end."""
+        super().send(exchange, body, limits)
+        exchange.end, exchange.done_at = End.RESET, None
+
+
+def test_a_whole_answer_on_a_broken_connection_is_flagged() -> None:
+    """The user lost nothing, the server's operator may want to know."""
+    record = make_client(Broken(PLAIN, PLAIN.writes), []).ask(Ask(task="t", prompt="hi"), DUE_AT)
+
+    assert (record.outcome, record.flags, record.done_at_s) == (Outcome.OK, ("dirty_close",), None)
+
+
+@pytest.mark.parametrize("secret", ["sk-canary-1234567890", "plainsecretword"])
+def test_no_secret_in_the_words_of_a_record(secret: str) -> None:
+    """A server may quote the key it refuses, and the cut to length must not leave half of one."""
+    words = f"{'x' * 490} Incorrect API key provided: {secret}. " + "y" * 100
+    client = make_client(Deaf(end=End.RESET, detail=words, **SENT), [], secrets=(secret,))
+    detail = client.ask(Ask(task="t", prompt="hi"), DUE_AT).detail
+
+    assert detail is not None
+    assert len(detail) == 500
+    assert secret[:6] not in detail
