@@ -91,7 +91,7 @@ class LoadSession:
         self._on_spent = on_spent
         self._records: list[RequestRecord] = []
         self._sequence = 0
-        self._users = 0
+        self._phase = self.random.random()  # each worker's users fall between those of the others
         self._transport = WireTransport()
         self._health = LoopHealth(gevent.sleep)
         self._read_delay_us = HdrHistogram(1, 600_000_000, 3)
@@ -110,8 +110,8 @@ class LoadSession:
 
     def next_user_phase_s(self) -> float:
         """When, within the ramp, the next user starts: evenly spread, never all in one instant."""
-        self._users += 1
-        return (self._users * GOLDEN) % 1.0 * self.info.ramp_s
+        self._phase = (self._phase + GOLDEN) % 1.0
+        return self._phase * self.info.ramp_s
 
     def may_ask(self) -> bool:
         """Whether one more request may become due."""
