@@ -114,7 +114,7 @@ class RecorderFeed:
             raise TypeError(f"a run has no field {', '.join(unknown)}")
         with self._changed:
             self._run = replace(self._run, **changes)  # for a recorder that has to begin anew
-            self._queue(_Item(UPDATE, changes))
+            self._queue(_Item(UPDATE, _plain(changes)))
 
     def finish(
         self,
@@ -132,10 +132,10 @@ class RecorderFeed:
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            if self._process is None:  # never started
-                return False
+            if not self._threads or self._closing:  # never started, or finished before
+                return bool(self._threads) and not self._pending and not self.lost_records
             last = {"status": status, "stopped_at_s": stopped_at_s, "ended_at_s": ended_at_s}
-            self._queue(_Item(FINISH, last | {"client": client}))
+            self._queue(_Item(FINISH, _plain(last | {"client": client})))
             self._tries = min(self._tries, len(PAUSES_S) - 1)  # one more, if it was given up
             while self._pending and not self._given_up and time.monotonic() < deadline:
                 self._changed.wait(deadline - time.monotonic())
@@ -354,6 +354,14 @@ class RecorderFeed:
         if complete:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(LEAVE_WITHIN_S)
+
+
+def _plain(changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of ``changes`` as the line carries it; raises, here and now, where it cannot."""
+    plain: dict[str, Any] = msgpack.unpackb(
+        msgpack.packb(changes, default=str, unicode_errors="replace"), strict_map_key=False
+    )
+    return plain
 
 
 def _first(line: socket.socket, frames: Frames) -> list[Any]:

@@ -36,7 +36,7 @@ from collectors.errors import BatchError, CollectorsError, RunNotFoundError, Sto
 from collectors.gpu import GpuCollector
 from collectors.host import HostCollector
 from collectors.line import BATCH, DONE, FAILED, FINISH, READY, REFUSED, message
-from collectors.poll import Collector, Poller
+from collectors.poll import MAX_KEPT, Collector, Poller
 from collectors.records import Outcome, RequestRecord
 from collectors.runs import Run, RunStatus
 from collectors.samples import Sample
@@ -82,7 +82,7 @@ class Recorder:
         self._frames = Frames()
         self._out = bytearray()
         self._parent = os.getppid()
-        self._terminated = self._closed = False
+        self._terminated = self._closed = self._deaf = False
         # Read and not committed yet:
         self._batches: list[tuple[int, Batch]] = []
         self._samples: list[Sample] = []
@@ -113,7 +113,10 @@ class Recorder:
                 next_beat = time.monotonic() + BEAT_EVERY_S
         self._poller.stop()
         last_try = time.monotonic() + LAST_TRIES_S
-        while not self._end() and time.monotonic() < last_try:
+        while not self._end():
+            if time.monotonic() > last_try:
+                log.warning("The end of run %s could not be written.", self._run.id)
+                return
             time.sleep(RETRY_EVERY_S)
 
     # The line
@@ -134,7 +137,7 @@ class Recorder:
     def _read(self) -> bool:
         """Take what the line has to offer, a piece at most; whether it had anything."""
         try:
-            data = self._line.recv(READ_BYTES)
+            data = b"" if self._deaf else self._line.recv(READ_BYTES)
         except BlockingIOError:
             return False
         except OSError:
@@ -147,7 +150,7 @@ class Recorder:
                 self._take(*msgpack.unpackb(frame))
         except (BatchError, ValueError, TypeError) as error:  # nothing after it can be understood
             log.warning("The line carried what is no message: %s.", error)
-            self._closed = True
+            self._closed = self._deaf = True
         return bool(data)
 
     def _write(self) -> None:
@@ -187,7 +190,7 @@ class Recorder:
 
     def _commit(self) -> bool:
         """Commit what is held and acknowledge it; False if the database refuses for now."""
-        self._samples += self._poller.drain()
+        self._samples = [*self._samples, *self._poller.drain()][-MAX_KEPT:]
         self._change({"notes": list(self._poller.notes), "versions": dict(self._poller.facts)})
         batches = [batch for _, batch in self._batches]
         try:
@@ -236,10 +239,11 @@ class Recorder:
 
     def _end(self) -> bool:
         """Close the run as its ending asks for; False if the database refuses for now."""
-        while self._terminated and self._held_bytes < MAX_HELD_BYTES and self._read():
-            pass  # what was on its way
-        if not self._commit():
-            return False
+        more = True
+        while more:  # what is still on its way
+            more = not self._finish and self._read()
+            if (not more or self._held_bytes >= MAX_HELD_BYTES) and not self._commit():
+                return False
         unfinished = [_unfinished(o, b, self._run) for b in self._open.values() for o in b.open]
         try:
             self._store.add_unfinished(self._run.id, unfinished)
@@ -322,10 +326,10 @@ def main(argv: list[str]) -> int:
             db, run, resume = _greeting(line)
             with Store.open(db, create=True) as store:
                 run = _enter(store, run, resume=resume)
-                line.sendall(message(READY))
-                line.setblocking(False)
                 recorder = Recorder(line, store, run, [HostCollector(), GpuCollector()])
                 signal.signal(signal.SIGTERM, recorder.terminate)
+                line.sendall(message(READY))
+                line.setblocking(False)
                 recorder.work()
         except CollectorsError as error:
             with suppress(OSError):

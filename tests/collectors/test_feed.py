@@ -104,6 +104,7 @@ def test_what_is_fed_is_recorded(db: str) -> None:
         feed.update_run(ramp_s=2.0, notes=["a note"], versions={"locust": "2"})
         feed.put(a_batch(1, range(3, 5)))
         assert feed.finish(**ENDED, client={"stamp": "kernel"})
+        assert feed.finish(**ENDED, client={})  # again, as when a signal comes at the end: no harm
     run, records = read(db)
     assert (run.status, run.stopped_at_s, run.ended_at_s) == (RunStatus.COMPLETE, 4.0, 5.0)
     assert (run.ramp_s, run.notes, run.versions["locust"]) == (2.0, ["a note", NO_GPU], "2")
