@@ -114,7 +114,10 @@ def _invalid(run: Run, requests: RequestTable) -> list[str]:
         )
     lost = run.client.get("workers_lost")
     if lost:
-        reasons.append(f"Lost {lost} load worker(s) on the way.")
+        reasons.append(f"Load workers lost on the way: {lost}.")
+    unstored = run.client.get("lost_records")
+    if unstored:
+        reasons.append(f"Requests lost before they were stored: {unstored}.")
     return reasons
 
 

@@ -82,10 +82,12 @@ def test_load_that_was_not_sent_invalidates(
 
 
 @pytest.mark.parametrize(
-    "client", [{"run_queue_wait_ratio": 0.11}, {"workers_lost": 1}], ids=["starved", "worker lost"]
+    "client",
+    [{"run_queue_wait_ratio": 0.11}, {"workers_lost": 1}, {"lost_records": 3}],
+    ids=["starved", "worker lost", "records lost"],
 )
 def test_a_client_that_failed_invalidates(client: dict[str, float]) -> None:
-    """A client that waited for a CPU over 10 % of the time, or lost a worker, proves nothing."""
+    """A client that waited for a CPU over 10 % of the time, or lost something, proves nothing."""
     found = _validity(_steady(), client=client)
 
     assert found.verdict is Standing.INVALID
