@@ -74,21 +74,26 @@ class RunKeeper:
         if self._stopped_at_s is None:
             self._stopped_at_s = now() - self.run.began_mono_s
 
-    def finish(self, notes: list[str], ramp_s: float | None) -> bool:
-        """Every load process is done: commit everything and close the run; True if all is kept."""
+    def finish(self, ramp_s: float | None, *, workers_lost: int = 0) -> bool:
+        """Every load process is done: commit everything and close the run; True if all is kept.
+
+        Args:
+            ramp_s: over how long users started, ``None`` where not known.
+            workers_lost: load processes that left without their last batch.
+        """
         self.stop()
         ended_at_s = now() - self.run.began_mono_s
         assert self._stopped_at_s is not None
-        changes: dict[str, Any] = {} if ramp_s is None else {"ramp_s": ramp_s}
-        if notes:
-            changes["notes"] = notes
-        if changes:
-            self._feed.update_run(**changes)
+        if ramp_s is not None:
+            self._feed.update_run(ramp_s=ramp_s)
+        client = worst_health(self.finals)
+        if workers_lost:
+            client["workers_lost"] = workers_lost
         kept = self._feed.finish(
             status=RunStatus.INTERRUPTED if self.interrupted else RunStatus.COMPLETE,
             stopped_at_s=self._stopped_at_s,
             ended_at_s=max(ended_at_s, self._stopped_at_s),
-            client=worst_health(self.finals),
+            client=client,
         )
         if self.pipe is not None:
             self.pipe.write("ended", self._progress.snapshot(), kept=kept)

@@ -86,7 +86,6 @@ class LocustPlugin:
         events.test_start.add_listener(self.on_test_start)
         events.test_stopping.add_listener(self.on_test_stopping)
         events.test_stop.add_listener(self.on_test_stop)
-        events.quitting.add_listener(self.on_quitting)
         events.worker_connect.add_listener(self.on_worker_connect)
 
     # -- before a run ------------------------------------------------------------------------
@@ -95,6 +94,9 @@ class LocustPlugin:
         """Check the options, look at the endpoint, take over Locust's time limit."""
         self._environment = environment
         options = environment.parsed_options
+        # Only now: Locust calls the latest listener first, and the runner, which has one of its own
+        # that stops everything, has just been made.
+        environment.events.quitting.add_listener(self.on_quitting)
         if isinstance(runner, WorkerRunner):
             runner.register_message(RUN, self._on_run_message)
             runner.register_message(CUT, self._on_cut_message)
@@ -194,7 +196,7 @@ class LocustPlugin:
         except gevent.GreenletExit:
             if starter.get() is None:
                 keeper.interrupted = True
-                keeper.finish([], None)
+                keeper.finish(None)
             raise
         if error is not None:
             raise error
@@ -344,23 +346,20 @@ class LocustPlugin:
         self, environment: Environment, keeper: RunKeeper, health: dict[str, Any] | None
     ) -> None:
         gevent.killall([g for g in self._greenlets if g is not gevent.getcurrent()], block=False)
-        notes: list[str] = []
+        lost = 0
         if isinstance(environment.runner, MasterRunner):
-            notes = self._await_finals(keeper)
+            lost = self._await_finals(keeper)
         elif health is not None:
             keeper.finals["local"] = health
-        if not keeper.finish(notes, _ramp_s(environment, self._info)):
+        if not keeper.finish(_ramp_s(environment, self._info), workers_lost=lost):
             log.error("Not every record of run %s could be written to the database.", keeper.run.id)
 
-    def _await_finals(self, keeper: RunKeeper) -> list[str]:
-        """Wait for the last batch of each worker; a note for each that stays silent."""
+    def _await_finals(self, keeper: RunKeeper) -> int:
+        """Wait for the last batch of each worker; how many stay silent."""
         deadline = now() + FINAL_WAIT_S
         while len(keeper.finals) < len(self._workers) and now() < deadline:
             gevent.sleep(0.05)
-        lost = len(self._workers) - len(keeper.finals)
-        return (
-            [f"{lost} load process(es) lost; what they had not sent is missing"] if lost > 0 else []
-        )
+        return max(0, len(self._workers) - len(keeper.finals))
 
     def on_quitting(self, environment: Environment, **_: Any) -> None:
         """Locust leaves while a run is on: Ctrl-C, SIGTERM or a closed web UI."""

@@ -387,11 +387,16 @@ def _groq_usage(payload: Mapping[str, Any]) -> Any:
     return groq.get("usage") if isinstance(groq, dict) else None
 
 
+_MAX_COUNT = 2**53  # what any store and any reader of JSON can hold
+
+
 def _count(usage: Mapping[str, Any], *path: str) -> int | None:
     value: Any = usage
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= _MAX_COUNT else None
 
 
 def _first(*values: int | None) -> int | None:

@@ -221,6 +221,7 @@ def worst_health(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "loop_lag_max_s": worst("loop_lag_max_s"),
         "read_delay_p99_s": worst("read_delay_p99_s"),
         "run_queue_wait_ratio": worst("run_queue_wait_ratio"),
+        "run_queue_wait_p99_s": worst("run_queue_wait_p99_s"),
         "cpu_ratio": worst("cpu_ratio"),
         "cpu_s": sum(w.get("cpu_s") or 0.0 for w in workers.values()),
         "coalesced_ratio": coalesced / events if events else None,

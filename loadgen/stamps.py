@@ -49,6 +49,10 @@ class KernelStamps:
         self._keeper = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.enabled = self.enable(self._keeper)
 
+    def close(self) -> None:
+        """Let the kernel stop stamping, once no other socket asks for it."""
+        self._keeper.close()
+
     @staticmethod
     def enable(sock: socket.socket) -> bool:
         """Ask the kernel to stamp what ``sock`` receives; False where it cannot."""

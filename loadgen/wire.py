@@ -22,6 +22,7 @@ import ssl
 import time
 import zlib
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -41,7 +42,7 @@ MAX_HEAD_BYTES = 256 * 1024
 
 # The socket of the standard library, not gevent's: waiting is done by the hub's watchers here.
 _Socket: type[socket.socket] = monkey.get_original("socket", "socket")
-_READ = 1  # libev's EV_READ; gevent takes the number
+_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE; gevent takes the numbers
 
 
 class WireTransport:
@@ -59,7 +60,7 @@ class WireTransport:
             connection = self._acquire(exchange, limits)
             if connection is not None and connection.follow(exchange, body, limits):
                 exchange.retries = 1
-                exchange.end, exchange.detail = None, None
+                exchange.end = exchange.detail = exchange.ended_at = None
                 connection = self._connect(exchange, limits)
                 if connection is not None:
                     connection.follow(exchange, body, limits)
@@ -75,6 +76,7 @@ class WireTransport:
             connection.close()
         self._idle.clear()
         self._busy.clear()
+        self.stamps.close()
 
     def _acquire(self, exchange: Exchange, limits: Limits) -> _Connection | None:
         idle = self._idle[exchange.request.target]
@@ -92,14 +94,16 @@ class WireTransport:
         exchange.reused = False
         began = time.monotonic()
         try:
-            with gevent.Timeout(limits.connect_s):
+            with gevent.Timeout(limits.connect_s) as limit:
                 sock = _open_socket(target)
                 try:
                     tls = self._handshake(sock, target) if target.tls else None
                 except BaseException:
                     sock.close()
                     raise
-        except gevent.Timeout:
+        except gevent.Timeout as timeout:
+            if timeout is not limit:
+                raise  # the caller's own
             exchange.end, exchange.detail = (
                 End.CONNECT_ERROR,
                 f"no connection in {limits.connect_s} s",
@@ -180,6 +184,7 @@ class _Connection:
         self._head_bytes = 0
         self._head_seen = False
         self._sized = False  # the response's length is known: it does not end with the connection
+        self._all_sent = False
         self._reusable = False
         self._bytes_seen = False
         self._answered = False  # the body has all it needs
@@ -198,10 +203,7 @@ class _Connection:
         try:
             self._send(exchange)
             if exchange.end is None:
-                self._arm()
                 self._waiter.get()
-        except OSError as error:
-            self._finish(End.RESET, _words(error), wake=False)
         finally:
             self._disarm()
             self._exchange = self._body = self._waiter = None
@@ -212,15 +214,38 @@ class _Connection:
         return exchange.end is End.RESET and reused and not self._bytes_seen
 
     def _send(self, exchange: Exchange) -> None:
+        """Hand the request to the kernel, unless the exchange ends meanwhile.
+
+        The server may answer before it has read everything, and even close; what it said is then
+        still to be read, so an error here ends nothing.
+        """
         request = exchange.request
         data = b"%sContent-Length: %d\r\n\r\n%s" % (request.head, len(request.body), request.body)
         if self._tls is not None:
             data = self._tls.encrypt(data)
-        now = time.monotonic()
+        self._at = self.drained_at = now = time.monotonic()
         if exchange.sent_at is None:  # a second try does not restart the clock
             exchange.sent_at = now
-        self.drained_at = now
-        _send_all(self._sock, data)
+        self._arm()
+        view = memoryview(data)
+        while view and exchange.end is None:
+            try:
+                view = view[self._sock.send(view) :]
+            except BlockingIOError:
+                self._wait_until_writable()
+            except OSError:
+                break
+        self._all_sent = not view
+
+    def _wait_until_writable(self) -> None:
+        """Or until the exchange ended."""
+        watcher = self._hub.loop.io(self._sock.fileno(), _WRITE)
+        watcher.start(self._waiter.switch, None)
+        try:
+            self._waiter.get()
+        finally:
+            watcher.stop()
+            watcher.close()
 
     # -- in the hub --------------------------------------------------------------------------
 
@@ -240,15 +265,19 @@ class _Connection:
             self._reusable = False
             self._watcher.stop()
             return
-        self._at, self._delay = self._arrival(ancillary, self.drained_at)
+        at, self._delay = self._arrival(ancillary, self.drained_at)
         if len(data) < READ_BYTES:
-            self.drained_at = self._at if self._delay is None else self._at + self._delay
+            self.drained_at = at if self._delay is None else at + self._delay
+        # A stamp after a read that had none must not lead back in time.
+        if at > self._at:  # noqa: PLR1730  # max() would cost four times as much, for every token
+            self._at = at
         self._read += 1
         try:
             self._take(data)
         except DecodeError as error:
             self._finish(End.MALFORMED, str(error))
         except httptools.HttpParserError as error:
+            self._reusable = False
             cause = error.__context__
             if isinstance(cause, DecodeError):
                 self._finish(End.MALFORMED, str(cause))
@@ -258,17 +287,19 @@ class _Connection:
                 self._finish(End.MALFORMED, f"not HTTP: {error}")
 
     def _take(self, data: bytes) -> None:
+        over = not data
         if self._tls is not None and data:
             try:
                 data, over = self._tls.decrypt(data)
             except ssl.SSLError as error:
                 self._finish(End.RESET, _words(error))
                 return
-            if not data and not over:
-                return
-        if not data:
+        if data:
+            self._parse(data)
+        if over:
             self._peer_closed()
-            return
+
+    def _parse(self, data: bytes) -> None:
         self._bytes_seen = True
         if not self._head_seen:
             self._head_bytes += len(data)
@@ -278,10 +309,10 @@ class _Connection:
 
     def _peer_closed(self) -> None:
         """An orderly close: the end of an answer that has no length, a cut in any other."""
-        if self._answered:
-            self._finish(End.COMPLETE, None)
-        elif self._head_seen and not self._sized and self._exchange is not None:
-            self._exchange.done_at = self._at
+        self._reusable = False
+        if self._head_seen and not self._sized and self._exchange is not None:
+            if self._exchange.done_at is None:
+                self._exchange.done_at = self._at
             self._finish(End.COMPLETE, None)
         else:
             self._finish(End.RESET, "the connection was closed")
@@ -298,7 +329,7 @@ class _Connection:
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200 or self._exchange is None or self._body is None:
-            return  # an interim head
+            return  # an interim head, or a response nobody asked for
         self._head_seen = True
         self._sized = (
             "chunked" in self._headers.get("transfer-encoding", "").lower()
@@ -312,23 +343,27 @@ class _Connection:
         self._body.head(status, self._headers)
 
     def on_body(self, chunk: bytes) -> None:
-        if self._body is None or self._answered:
+        body = self._body
+        if body is None:
             return
         if self._inflate is not None:
-            try:
-                chunk = self._inflate.decompress(chunk)
-            except zlib.error as error:
-                raise DecodeError(f"a compressed body that cannot be read: {error}") from None
-        if chunk and self._body.data(chunk, self._at, self._read, self._delay):
+            for piece in _inflated(self._inflate, chunk):
+                if body.data(piece, self._at, self._read, self._delay):
+                    self._answer_is_whole()
+        elif body.data(chunk, self._at, self._read, self._delay):
+            self._answer_is_whole()
+
+    def _answer_is_whole(self) -> None:
+        """All the body needs has come; what may follow is waited for only briefly."""
+        if not self._answered and self._exchange is not None:
             self._answered = True
-            if self._exchange is not None:
-                self._exchange.done_at = self._at
+            self._exchange.done_at = self._at
             self._arm(END_GRACE_S)
 
     def on_message_complete(self) -> None:
-        if not self._head_seen:
-            return  # an interim response
-        self._reusable = self._sized and self._parser.should_keep_alive()
+        if not self._head_seen or self._body is None:
+            return  # an interim response, or one nobody asked for
+        self._reusable = self._sized and self._all_sent and self._parser.should_keep_alive()
         if self._exchange is not None:
             if self._exchange.done_at is None:
                 self._exchange.done_at = self._at
@@ -341,9 +376,12 @@ class _Connection:
         self._disarm()
         if seconds is None:
             deadline, _ = self._nearest_limit()
-            if deadline is None:
+            waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
+            if self._limits.idle_s:  # output may begin meanwhile, and stop
+                waits.append(self._limits.idle_s)
+            if not waits:
                 return
-            seconds = max(0.0, deadline - time.monotonic())
+            seconds = min(waits)
         self._timer = self._hub.loop.timer(seconds)
         self._timer.start(self._time_is_up)
 
@@ -381,22 +419,24 @@ class _Connection:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def _finish(self, end: End, detail: str | None, *, wake: bool = True) -> None:
+    def _finish(self, end: End, detail: str | None) -> None:
         exchange = self._exchange
         if exchange is None or exchange.end is not None:
             return
         exchange.end, exchange.detail = end, detail
         exchange.ended_at = time.monotonic()
+        self._body = None  # further bytes are not this answer's
         self._disarm()
-        if wake and self._waiter is not None:
+        if self._waiter is not None:
             # Not at once: the user's greenlet must not run inside the parser's callback.
             self._hub.loop.run_callback(self._waiter.switch, None)
 
     def close(self) -> None:
-        """Close the socket; an exchange still on it has been ended before."""
+        """Close the socket; an exchange still on it is abandoned."""
         if self._closed:
             return
         self._closed = True
+        self._finish(End.ABANDONED, None)
         self._disarm()
         self._watcher.stop()
         self._watcher.close()
@@ -478,6 +518,16 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
             view = view[sock.send(view) :]
         except BlockingIOError:
             cooperative.wait_write(sock.fileno())
+
+
+def _inflated(inflate: Any, chunk: bytes) -> Iterator[bytes]:
+    """What ``chunk`` unpacks to, in pieces: a few bytes may stand for a gigabyte."""
+    try:
+        while piece := inflate.decompress(chunk, READ_BYTES):
+            yield piece
+            chunk = inflate.unconsumed_tail
+    except zlib.error as error:
+        raise DecodeError(f"a compressed body that cannot be read: {error}") from None
 
 
 def _inflater(encoding: str | None) -> Any:

@@ -218,13 +218,14 @@ def test_the_number_of_requests_can_be_limited(metronome: str, tmp_path: Path) -
     assert only_run(db).status is RunStatus.COMPLETE
 
 
+@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_leaves_an_interrupted_run_with_everything_in_it(
-    number: signal.Signals, slow_metronome: str, tmp_path: Path
+    number: signal.Signals, processes: list[str], slow_metronome: str, tmp_path: Path
 ) -> None:
     """What was open at the signal is recorded as unfinished, and the run says interrupted."""
     db = tmp_path / "runs.db"
-    options = ["-u", "3", "-r", "3", "--think-time", "0", "--max-tokens", "100"]
+    options = ["-u", "3", "-r", "3", "--think-time", "0", "--max-tokens", "100", *processes]
     process = start(slow_metronome, db, "--headless", *options)
     try:
         wait_until(lambda: open_requests(db) >= 3)
@@ -396,7 +397,7 @@ def open_requests(db: Path) -> float:
         with Store.open(str(db), read_only=True) as store:
             runs = store.runs()
             samples = store.samples(runs[0].id, ["client_open_requests"]) if runs else []
-            return samples[-1].value if samples else 0
+            return sum({s.source: s.value for s in samples}.values())
     except StoreError:  # still being made
         return 0
 
@@ -420,3 +421,30 @@ def web_rows(url: str) -> set[tuple[str, str]]:
     """Rows of the web UI's statistics."""
     stats = json.loads(httpx.get(f"{url}/stats/requests").text)["stats"]
     return {(row["method"], row["name"]) for row in stats}
+
+
+def test_a_lost_worker_makes_the_run_invalid(slow_metronome: str, tmp_path: Path) -> None:
+    """A worker killed on the way is counted as lost; what it had open is there as unfinished."""
+    db, port = tmp_path / "runs.db", str(free_port())
+    worker = start(slow_metronome, db, "--worker", "--master-port", port, "--max-tokens", "100")
+    master = start(
+        slow_metronome,
+        db,
+        *["--headless", "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port],
+        *["-u", "2", "-r", "2", "--expect-workers", "1", "--max-tokens", "100"],
+    )
+    try:
+        wait_until(lambda: open_requests(db) >= 2)
+        worker.kill()
+        master.send_signal(signal.SIGINT)
+        master.communicate(timeout=PATIENCE_S)
+    finally:
+        for process in (worker, master):
+            process.kill()
+            process.communicate()
+    found = only_run(db)
+    with Store.open(str(db)) as store:
+        outcomes = [r.outcome for r in store.records(found.id)]
+    assert found.status is RunStatus.INTERRUPTED
+    assert found.client["workers_lost"] == 1
+    assert outcomes == [Outcome.UNFINISHED] * 2
