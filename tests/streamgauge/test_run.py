@@ -64,7 +64,7 @@ def test_the_verdict_decides_the_exit_code(
         "run", "chat", "--host", metronome, *QUICK, "--db", str(db), "--sla", str(sla)
     )
 
-    assert done.returncode == code, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     assert verdict in done.stdout
     with Store.open(str(db)) as store:
         assert store.find_run("last").status is RunStatus.COMPLETE
