@@ -184,7 +184,7 @@ def test_the_demo_ends_with_a_report_and_a_verdict(tmp_path: Path) -> None:
     db = tmp_path / "runs.db"
     done = streamgauge("demo", "--db", str(db))
 
-    assert done.returncode in (0, 3), done.stderr  # a busy machine may cost the evidence
+    assert done.returncode == 0, done.stderr
     assert "TTFT from sent" in done.stdout
     assert "Verdict:" in done.stdout
     with Store.open(str(db)) as store:
