@@ -295,17 +295,14 @@ class _Connection:
                 self._finish(End.RESET, _words(error))
                 return
         if data:
-            self._parse(data)
+            self._bytes_seen = True
+            if not self._head_seen:
+                self._head_bytes += len(data)
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    raise DecodeError(f"a response head larger than {MAX_HEAD_BYTES} bytes")
+            self._parser.feed_data(data)
         if over:
             self._peer_closed()
-
-    def _parse(self, data: bytes) -> None:
-        self._bytes_seen = True
-        if not self._head_seen:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                raise DecodeError(f"a response head larger than {MAX_HEAD_BYTES} bytes")
-        self._parser.feed_data(data)
 
     def _peer_closed(self) -> None:
         """An orderly close: the end of an answer that has no length, a cut in any other."""

@@ -81,6 +81,7 @@ class ByteServer:
         choose: the answer to a request, instead of their order.
         tls: speak TLS, with this context's certificate.
         reads_bodies: wait for whole requests; otherwise their bodies stay in the kernel.
+        greeting: bytes for whoever connects, before anything is read.
 
     Attributes:
         requests: everything received so far.
@@ -93,6 +94,7 @@ class ByteServer:
         choose: Callable[[Received], Play] | None = None,
         tls: ssl.SSLContext | None = None,
         reads_bodies: bool = True,
+        greeting: bytes = b"",
     ) -> None:
         self.requests: list[Received] = []
         self.connections = 0
@@ -101,6 +103,7 @@ class ByteServer:
         self._turns = count()
         self._tls = tls
         self._reads_bodies = reads_bodies
+        self._greeting = greeting
         self._left: SimpleQueue[int] = SimpleQueue()
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -127,13 +130,21 @@ class ByteServer:
     ) -> None:
         """Drop every connection and stop."""
         self._stopping.set()
-        self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+        self.stop_listening()
+        self.hang_up()
+        for thread in self._threads:
+            thread.join(_STOP_TIMEOUT_S)
+
+    def stop_listening(self) -> None:
+        """Refuse connections from now on; those that are open stay."""
+        _hang_up(self._listener)  # wakes the thread that accepts
+        self._listener.close()
+
+    def hang_up(self) -> None:
+        """End every open connection, in whatever state it is, in an orderly way."""
         with self._lock:
             for sock in self._open:
                 _hang_up(sock)
-        for thread in self._threads:
-            thread.join(_STOP_TIMEOUT_S)
-        self._listener.close()
 
     def client_left(self, timeout_s: float = 5.0) -> int | None:
         """The next connection that the client was first to leave; ``None`` if none is in time."""
@@ -153,8 +164,8 @@ class ByteServer:
                 sock, _ = self._listener.accept()
             except OSError:
                 return  # told to stop
-            self._start(self._serve, sock, self.connections)
-            self.connections += 1
+            number, self.connections = self.connections, self.connections + 1
+            self._start(self._serve, sock, number)
 
     def _serve(self, plain: socket.socket, number: int) -> None:
         sock = plain
@@ -168,7 +179,7 @@ class ByteServer:
                 return
             if self._converse(sock, number):
                 self._left.put(number)
-        except OSError:  # a reset, a broken pipe, a handshake refused
+        except (OSError, rawhttp.RawHttpError):  # a reset, a refused handshake, no request
             self._left.put(number)
         finally:
             with self._lock:
@@ -178,6 +189,7 @@ class ByteServer:
 
     def _converse(self, sock: socket.socket, number: int) -> bool:
         """Answer request after request; True where the client was first to leave."""
+        sock.sendall(self._greeting)
         buffer = bytearray()
         while (head := _read_head(sock, buffer)) is not None:
             request = Received(
@@ -199,6 +211,8 @@ class ByteServer:
                     return True
                 case Then.RESET:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                case Then.CLOSE if isinstance(sock, ssl.SSLSocket):
+                    sock.unwrap()  # says goodbye, and waits for the client to leave
                 case Then.CLOSE:
                     pass
             return False

@@ -82,6 +82,7 @@ def make_client(
     limits: Limits | None = None,
     target: Target = TARGET,
     headers: Mapping[str, str] | None = None,
+    began_at: float = BEGAN_AT,
     **endpoint: Any,
 ) -> Client:
     """A client of ``transport`` that appends what it records."""
@@ -92,7 +93,7 @@ def make_client(
         run_id="run",
         scenario="chat",
         worker="w0",
-        began_at=BEGAN_AT,
+        began_at=began_at,
         emit=records.append,
     )
 
@@ -106,8 +107,10 @@ def play(case: Case, writes: Writes | None = None) -> RequestRecord:
 
 
 def ask_for(case: Case) -> Ask:
-    """What a client would have asked to be answered so."""
-    return Ask(task=case.name, prompt="hi", extra={"n": case.choices} if case.choices > 1 else {})
+    """What a client would have asked to be answered so; the prompt is the case's name."""
+    return Ask(
+        task=case.name, prompt=case.name, extra={"n": case.choices} if case.choices > 1 else {}
+    )
 
 
 def _idle_too_long(body: ResponseBody, at: float, limits: Limits) -> bool:
