@@ -22,7 +22,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -34,14 +34,15 @@ MODEL_NAME = "tiny"
 READY_TIMEOUT_S = 180.0  # 15 s on an idle machine of two cores; imports are most of it
 STOP_TIMEOUT_S = 20.0
 # Run in the server's interpreter before vLLM: ask the kernel for SIGTERM at the parent's death
-# (prctl 1 is PR_SET_PDEATHSIG, which survives exec), then become vLLM. If the parent died in
-# between, the signal would never come, hence the look at the parent.
+# (prctl 1 is PR_SET_PDEATHSIG, which survives exec as the cores do), then become vLLM. If the
+# parent died in between, the signal would never come, hence the look at the parent.
 _TIED_TO_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+os.sched_setaffinity(0, map(int, sys.argv[2].split(",")))
+os.execv(sys.argv[3], sys.argv[3:])
 """
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -95,6 +96,8 @@ class VllmProcess:
         port: TCP port; 0 finds a free one.
         max_num_seqs: sequences that vLLM decodes at once; further requests wait in its queue.
         kv_cache_bytes: memory for keys and values; a small one provokes queueing and preemption.
+        cores: CPU cores that the server may use, or None for all; a client on the same machine
+            measures itself unless it has one that the server leaves free.
         extra: further options of ``vllm serve``.
         ready_timeout_s: how long the server may take to answer ``/health``.
 
@@ -111,6 +114,7 @@ class VllmProcess:
         port: int = 0,
         max_num_seqs: int = 64,
         kv_cache_bytes: int = 256 * 2**20,
+        cores: Collection[int] | None = None,
         extra: Sequence[str] = (),
         ready_timeout_s: float = READY_TIMEOUT_S,
     ) -> None:
@@ -128,6 +132,7 @@ class VllmProcess:
             *("--distributed-executor-backend", "uni", "--disable-uvicorn-access-log"),
             *extra,
         ]
+        self._cores = ",".join(map(str, sorted(cores or os.sched_getaffinity(0))))
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -164,7 +169,8 @@ class VllmProcess:
                 "run `make demo-vllm` to set it up."
             )
         python = str(self._python)
-        command = [python, "-c", _TIED_TO_PARENT, str(os.getpid()), python, *self._serve]
+        command = [python, "-c", _TIED_TO_PARENT, str(os.getpid()), self._cores]
+        command += [python, *self._serve]
         with self.log.open("ab") as log:
             self._process = _start(command, log)
 

@@ -94,6 +94,19 @@ def test_it_serves_when_entered_and_leaves_nothing_behind(
     expect_gone(pid, helper_pid(server.log))
 
 
+def test_it_keeps_to_the_cores_it_was_given(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client on the same machine can have a core that the server leaves alone."""
+    monkeypatch.setenv("STAND_IN", "serves")
+    core = max(os.sched_getaffinity(0))
+    log = tmp_path / "log"
+    with VllmProcess(model=tmp_path, environment=environment, log=log, cores=[core]) as server:
+        assert server.pid is not None
+        assert os.sched_getaffinity(server.pid) == {core}
+        assert os.sched_getaffinity(helper_pid(log)) == {core}
+
+
 def test_a_server_that_dies_is_told_with_its_log(
     server: VllmProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
