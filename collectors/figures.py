@@ -511,7 +511,7 @@ def _of_the_run(run: Run, window: Window) -> Iterator[str]:
         yield "The run was interrupted" + (
             f" after {stopped_s:.1f} s of {asked_s:.1f} s." if cut else "."
         )
-    elif cut:
+    elif cut and run.config.get("requests") is None:  # else it ended with the last one asked for
         yield f"The run was cut short: it stopped after {stopped_s:.1f} s of {asked_s:.1f} s."
     if not window.length_s:
         yield (

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from reference_server import vllm_env
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -32,8 +34,8 @@ def _find_postgres() -> str | None:
 
 
 def _find_vllm() -> str | None:
-    python = ROOT / ".venv-vllm" / "bin" / "python"
-    return str(python) if python.exists() else None
+    place = ROOT / ".venv-vllm"
+    return str(place / "bin" / "python") if vllm_env.is_ready(place) else None
 
 
 FINDERS = {

@@ -261,6 +261,12 @@ def test_a_whole_run_needs_no_warning() -> None:
     assert _figures(_steady()).warnings == []
 
 
+def test_a_run_that_ended_with_its_last_request_was_not_cut_short() -> None:
+    """With a number of requests asked for, stopping before the duration is as planned."""
+    figures = _figures(_steady(), stopped_at_s=60.0, config={"requests": 100})
+    assert not any("cut short" in warning for warning in figures.warnings)
+
+
 def test_a_run_without_requests_has_figures_without_values() -> None:
     """Everything is absent, nothing is 0, nothing fails."""
     figures = _figures([])
