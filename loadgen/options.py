@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from collectors.redact import redact_url
+from collectors.redact import redact_text
 from loadgen.client import API_PATHS, Endpoint
 from loadgen.errors import OptionError
 from loadgen.exchange import Limits
@@ -302,22 +302,35 @@ def public_config(settings: Settings) -> dict[str, Any]:
     }
 
 
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|min|h)?", re.ASCII)
-_SECONDS = {"ms": 1e-3, "s": 1.0, None: 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_DURATION_PART = r"\d+(?:\.\d+)?\s*(?:ms|s|min|m|h)"
+_DURATION = re.compile(rf"\d+(?:\.\d+)?|{_DURATION_PART}(?:\s*{_DURATION_PART})*", re.ASCII)
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|)", re.ASCII)
+_SECONDS = {"ms": 1e-3, "s": 1.0, "": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_LONGEST_S = 366 * 86_400.0
 
 
 def parse_duration(text: str | float, name: str) -> float:
     """Seconds of "30s", "500ms", "2m", "1h30m" or a plain number of seconds.
 
     Raises:
-        OptionError: it is none of these.
+        OptionError: it is none of these, or longer than a year.
     """
     if isinstance(text, int | float):
-        return float(text)
-    parts = list(_DURATION.finditer(text.strip()))
-    if not parts or "".join(p.group() for p in parts) != text.strip().replace(" ", ""):
+        seconds = float(text)
+    elif _DURATION.fullmatch(text.strip()):
+        seconds = sum(float(n) * _SECONDS[unit] for n, unit in _PART.findall(text))
+    else:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST_S:
         raise OptionError(f"{name}: expected a duration like 30s, 500ms or 2m, found {text!r}.")
-    return sum(float(p.group(1)) * _SECONDS[p.group(2)] for p in parts)
+    return seconds
+
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+_HEADERS_OF_THE_TRANSPORT = frozenset(
+    {"connection", "content-length", "expect", "host", "transfer-encoding", "upgrade"}
+)
+_CREDENTIAL = re.compile(r"(?i)auth|cookie|key|password|secret|signature|token")
 
 
 def _headers(
@@ -329,32 +342,61 @@ def _headers(
     if key:
         headers["Authorization"] = f"Bearer {key}"
         secrets.append(key)
-    for name, value in _pairs(given["header"], "--header").items():
-        if value.startswith("@"):
-            if value[1:] not in environ:
-                raise OptionError(
-                    f"--header {name}: the environment has no variable {value[1:]!r}."
-                )
-            secrets.append(environ[value[1:]])
-            headers[name] = environ[value[1:]]
-        else:
-            headers[name] = value
+    for name, text in _pairs(given["header"], "--header").items():
+        if not _HEADER_NAME.fullmatch(name):
+            raise OptionError("--header: expected NAME=VALUE, found a name with other characters.")
+        if name.lower() in _HEADERS_OF_THE_TRANSPORT:
+            raise OptionError(
+                f"--header {name}: the client sends that header itself; leave it out."
+            )
+        value = text
+        if text.startswith("@"):
+            value = _from_environ(environ, text[1:], f"--header {name}").strip()
+        if not _is_sendable(value):
+            raise OptionError(f"--header {name}: its value holds characters no header can have.")
+        headers = {n: v for n, v in headers.items() if n.lower() != name.lower()} | {name: value}
+        if text.startswith("@") or _CREDENTIAL.search(name):
+            secrets += [value, value.rpartition(" ")[2]]  # "Bearer abc", and abc alone
     return headers, tuple(secrets)
 
 
 def _api_key(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
     if name := given["api_key_env"]:
-        if not environ.get(name):
-            raise OptionError(
-                f"--api-key-env: the environment variable {name!r} is not set or empty."
-            )
-        return environ[name].strip()
-    if path := given["api_key_file"]:
-        try:
-            return Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"--api-key-file: cannot read {path!r}: {error}.") from None
-    return None
+        option, key = "--api-key-env", _from_environ(environ, name, "--api-key-env")
+    elif path := given["api_key_file"]:
+        option, key = "--api-key-file", _read_text(path, "--api-key-file")
+    else:
+        return None
+    key = key.strip()
+    if not key or " " in key or not _is_sendable(key):
+        raise OptionError(f"{option}: what it names holds no key, but blanks or other characters.")
+    return key
+
+
+def _from_environ(environ: Mapping[str, str], name: str, option: str) -> str:
+    """The value of a variable. A name that is none may be the secret itself: it is not shown."""
+    if value := environ.get(name):
+        return value
+    if re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", name):
+        raise OptionError(
+            f"{option}: the environment variable {redact_text(name)!r} is not set or empty."
+        )
+    raise OptionError(f"{option}: expected the name of an environment variable that is set.")
+
+
+def _is_sendable(value: str) -> bool:
+    """Whether a header can have that value (RFC 9110, 5.5, without what needs Latin-1)."""
+    return value.isascii() and value.isprintable()
+
+
+def _read_text(path: str, option: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        words = error.strerror
+    except ValueError:
+        words = "it is no text, or its name is no path"
+    raise OptionError(f"{option}: cannot read {redact_text(path)!r}: {words}.")
 
 
 def _limits(given: Mapping[str, Any]) -> Limits:
@@ -376,15 +418,11 @@ def _body_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     text = given["extra_body"]
     if not text:
         return fields
+    data = _read_text(text[1:], "--extra-body") if text.startswith("@") else text
     try:
-        data = Path(text[1:]).read_bytes() if text.startswith("@") else text.encode()
         extra = orjson.loads(data)
-    except OSError as error:
-        raise OptionError(f"--extra-body: cannot read {text[1:]!r}: {error.strerror}.") from None
-    except orjson.JSONDecodeError as error:
-        raise OptionError(
-            f"--extra-body: expected a JSON object, found no JSON: {error}."
-        ) from None
+    except (orjson.JSONDecodeError, UnicodeEncodeError):
+        raise OptionError("--extra-body: expected a JSON object, found no JSON.") from None
     if not isinstance(extra, dict):
         raise OptionError(f"--extra-body: expected a JSON object, found a {type(extra).__name__}.")
     return fields | extra
@@ -394,8 +432,10 @@ def _pairs(texts: Sequence[str] | None, name: str) -> dict[str, str]:
     pairs = {}
     for text in texts or ():
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise OptionError(f"{name}: expected NAME=VALUE, found {redact_url(text)!r}.")
+        if not equals or not key.strip():  # a header's text is not shown: it may be a secret
+            raise OptionError(
+                f"{name}: expected NAME=VALUE, found something without a name or '='."
+            )
         pairs[key.strip()] = value.strip()
     return pairs
 
@@ -411,8 +451,8 @@ def _number(given: Mapping[str, Any], name: str) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
-        raise OptionError(f"{_spelled(name)}: expected a number, found {value!r}.") from None
+    except (TypeError, ValueError):
+        number = -1.0
     if not 0 <= number < float("inf"):
         raise OptionError(f"{_spelled(name)}: expected a number from 0 up, found {value!r}.")
     return number
@@ -422,15 +462,11 @@ def _whole(given: Mapping[str, Any], name: str, *, least: int) -> int | None:
     value = given[name]
     if value in (None, ""):
         return None
-    try:
-        number = int(value)
-    except ValueError:
-        number = least - 1
-    if number < least:
+    if not re.fullmatch(r"\s*\d{1,18}\s*", str(value), re.ASCII) or int(value) < least:
         raise OptionError(
             f"{_spelled(name)}: expected a whole number from {least} up, found {value!r}."
         )
-    return number
+    return int(value)
 
 
 def _spelled(field_name: str) -> str:

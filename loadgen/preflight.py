@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import httpx
 
-from collectors.redact import redact_text
+from collectors.redact import redact_text, redact_url
 from loadgen.client import Endpoint
 from loadgen.errors import TargetError
 
 TIMEOUT_S = 10.0
+_KEY_HEADERS = {"authorization", "api-key", "x-api-key"}
 
 
 def look_at(endpoint: Endpoint) -> Endpoint:
@@ -31,11 +32,16 @@ def look_at(endpoint: Endpoint) -> Endpoint:
         raise TargetError(
             f"{endpoint.target.url} did not answer within {TIMEOUT_S:.0f} s."
         ) from None
-    except (httpx.HTTPError, UnicodeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         words = redact_text(str(error) or type(error).__name__, endpoint.secrets)
         raise TargetError(
             f"Cannot reach {endpoint.target.url}: {words}; is the server up and the URL right?"
         ) from None
+    if response.is_redirect:
+        raise TargetError(
+            f"{endpoint.target.url} redirects to {redact_url(response.headers['location'])}; "
+            "redirects are not followed, so name the right place with --host."
+        )
     if response.status_code in (401, 403):
         raise TargetError(_refusal(endpoint, response.status_code))
     served = _served(response)
@@ -49,7 +55,7 @@ def look_at(endpoint: Endpoint) -> Endpoint:
 
 
 def _refusal(endpoint: Endpoint, status: int) -> str:
-    if "Authorization" in endpoint.headers:
+    if _KEY_HEADERS & {name.lower() for name in endpoint.headers}:
         return f"{endpoint.target.url} refused the API key (HTTP {status}); is it the right one?"
     return (
         f"{endpoint.target.url} wants an API key (HTTP {status}); give it with --api-key-env NAME."
@@ -60,7 +66,7 @@ def _served(response: httpx.Response) -> list[str] | None:
     """Ids of the models served; ``None`` where the answer is no list of models."""
     try:
         payload = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     data = payload.get("data") if isinstance(payload, dict) else None
     if response.status_code != 200 or not isinstance(data, list):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import orjson
 from hdrh.histogram import HdrHistogram
 
-from collectors.records import Outcome, RequestRecord
+from collectors.records import FAILED, Outcome, RequestRecord
 
 RATE_OVER_S = 5.0
 
@@ -53,17 +53,17 @@ class Progress:
         for record in records:
             ok = record.outcome is Outcome.OK
             self._done += ok
-            self._failed += not ok
+            self._failed += record.outcome in FAILED
             tokens += record.output_tokens or 0
             if ok and record.ttft_s is not None:
                 self._ttft_us.record_value(max(1, int(record.ttft_s * 1e6)))
         self._tokens.append((now, tokens))
-        while self._tokens and self._tokens[0][0] < now - RATE_OVER_S:
-            self._tokens.popleft()
+        self._forget(now)
 
     def snapshot(self) -> Snapshot:
         """The run as it stands."""
         now = self._clock()
+        self._forget(now)
         n = self._ttft_us.get_total_count()
         span_s = min(RATE_OVER_S, now - self._began_at)
         tokens = sum(count for _, count in self._tokens)
@@ -77,6 +77,10 @@ class Progress:
             ttft_p95_s=self._ttft_us.get_value_at_percentile(95) * 1e-6 if n else None,
             ttft_n=n,
         )
+
+    def _forget(self, now: float) -> None:
+        while self._tokens and self._tokens[0][0] < now - RATE_OVER_S:
+            self._tokens.popleft()
 
 
 class ProgressPipe:

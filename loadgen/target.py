@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from collectors.redact import redact_url
 from loadgen.errors import TargetError
+
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+(?:%[\w.-]+)?", re.ASCII)
+_PATH = re.compile(r"[!-~]*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +49,27 @@ def parse_target(url: str) -> Target:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError:
-        raise TargetError(
-            f"--host: expected a URL like http://host:8000, found {redact_url(url)!r}."
-        ) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise TargetError(
-            f"--host: expected a URL like http://host:8000, found {redact_url(url)!r}."
-        )
-    if "@" in parts.netloc or parts.query:
+        host = (parts.hostname or "").encode("idna").decode("ascii")
+    except ValueError:  # UnicodeError of a name that DNS cannot hold is one
+        raise _no_url(url) from None
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or port == 0:
+        raise _no_url(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise TargetError(
             "--host: a URL with a user, a password or a query would put secrets in logs; "
             "give the key with --api-key-env NAME instead."
         )
+    if not _PATH.fullmatch(parts.path):
+        raise TargetError(
+            f"--host: the path of {redact_url(url)!r} holds characters that have to be %-encoded."
+        )
     tls = parts.scheme == "https"
-    path = parts.path.rstrip("/").removesuffix("/v1")
-    return Target(parts.hostname, port or (443 if tls else 80), tls, path)
+    path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return Target(host, port or (443 if tls else 80), tls, path)
+
+
+def _no_url(url: str) -> TargetError:
+    return TargetError(f"--host: expected a URL like http://host:8000, found {redact_url(url)!r}.")
 
 
 @dataclass(frozen=True, slots=True)
