@@ -96,11 +96,9 @@ def _failed(rng: random.Random, due_at_s: float) -> dict[str, Any]:
     }
 
 
-def _answered(
-    rng: random.Random, due_at_s: float, end_s: float, slower: float
-) -> dict[str, Any]:
+def _answered(rng: random.Random, due_at_s: float, end_s: float, slower: float) -> dict[str, Any]:
     """An answer, or what was seen of it by ``end_s``. Latency swells and ebbs once a minute."""
-    swell = slower * (1.3 - 0.3 * math.cos(due_at_s * math.tau / 60))
+    swell = slower * (1.1 - 0.1 * math.cos(due_at_s * math.tau / 60))
     first = due_at_s + swell * rng.lognormvariate(math.log(0.12), 0.35)
     gaps = [swell * rng.lognormvariate(math.log(0.012), 0.3) for _ in range(rng.randint(20, 80))]
     request: dict[str, Any] = {"due_at_s": due_at_s, "sent_at_s": due_at_s}
