@@ -27,6 +27,7 @@ from tests.loadgen.wiring import (
     prepare,
     raw,
     sized,
+    wait_until,
 )
 
 
@@ -262,7 +263,7 @@ def test_bytes_beyond_the_response_are_nobodys(
 
         assert (seen.outcome, seen.exchange.status) == (Outcome.OK, 200)
         assert seen.reply.n_answer == 2
-        gevent.sleep(0.03)
+        wait_until(lambda: not any(transport._idle.values()))
         expect_answer(ask(transport, server.url))
         assert server.connections == 2
 
@@ -552,7 +553,7 @@ def test_a_connection_closed_while_idle_is_forgotten(transport: WireTransport) -
     with ByteServer(chunked(), chunked()) as server:
         ask(transport, server.url)
         server.hang_up()
-        gevent.sleep(0.03)
+        wait_until(lambda: not any(transport._idle.values()))
         seen = ask(transport, server.url)
 
         assert (seen.exchange.reused, seen.exchange.retries) == (False, 0)

@@ -31,6 +31,7 @@ from tests.loadgen.wiring import (
     prepare,
     raw,
     sized,
+    wait_until,
 )
 
 SILENCE = Play(then=Then.HOLD)
@@ -50,13 +51,13 @@ LONG_S = 10.0
         (SILENCE, {"first_s": LIMIT_S}, "first"),
         (SILENCE, {"total_s": LIMIT_S}, "total"),
         (SILENCE, {"head_s": LIMIT_S, "first_s": 2 * LIMIT_S, "total_s": LONG_S}, "head"),
-        (HEAD_ONLY, {"head_s": 2 * LIMIT_S, "first_s": 3 * LIMIT_S}, "first"),
+        (HEAD_ONLY, {"head_s": LONG_S, "first_s": 5 * LIMIT_S}, "first"),
         (ROLE_ONLY, {"first_s": LIMIT_S, "idle_s": 2 * LIMIT_S}, "first"),
         (ROLE_ONLY, {"total_s": 2 * LIMIT_S, "idle_s": LIMIT_S}, "total"),
-        (ONE_TOKEN, {"first_s": 2 * LIMIT_S, "idle_s": LIMIT_S, "total_s": LONG_S}, "idle"),
+        (ONE_TOKEN, {"first_s": LONG_S, "idle_s": LIMIT_S, "total_s": LONG_S}, "idle"),
         (ONE_TOKEN, {"idle_s": LIMIT_S, "total_s": None}, "idle"),
         (PINGS, {"idle_s": LIMIT_S, "total_s": LONG_S}, "idle"),
-        (ENDLESS, {"idle_s": 1.0, "first_s": 1.0, "total_s": 3 * LIMIT_S}, "total"),
+        (ENDLESS, {"idle_s": 1.0, "first_s": 1.0, "total_s": 5 * LIMIT_S}, "total"),
     ],
     ids=[
         "silence, head",
@@ -91,9 +92,9 @@ def test_a_limit_fires(
 
 def test_limits_that_are_kept_do_not_fire(transport: WireTransport) -> None:
     """Output moves the idle limit on."""
-    writes = ((0, R), *((20 * n, C("aa")) for n in range(1, 16)), (310, F()))
+    writes = ((0, R), *((50 * n, C("aa")) for n in range(1, 16)), (760, F()))
     with ByteServer(chunked(writes)) as server:
-        seen = ask(transport, server.url, head_s=5.0, first_s=5.0, idle_s=0.2, total_s=10.0)
+        seen = ask(transport, server.url, head_s=5.0, first_s=5.0, idle_s=0.5, total_s=10.0)
 
     assert (seen.outcome, seen.reply.n_answer) == (Outcome.OK, 15)
 
@@ -173,9 +174,7 @@ def killed_while(
     records: list[RequestRecord] = []
     client = make_client(transport, records, target=parse_target(url))
     user = gevent.spawn(client.ask, Ask(task="t", prompt="hi"), now())
-    with gevent.Timeout(10):
-        while not is_time(RequestSeen(client)):
-            gevent.sleep(0.001)
+    wait_until(lambda: is_time(RequestSeen(client)))
     user.kill()
 
     assert client.open == {}
@@ -249,7 +248,7 @@ def test_a_kill_while_sending_leaves_an_unfinished_request(transport: WireTransp
     with ByteServer(SILENCE, reads_bodies=False) as server:
         exchange, answer = prepare(server.url, BIG)
         user = gevent.spawn(transport.send, exchange, answer, PATIENT)
-        gevent.sleep(0.05)
+        wait_until(lambda: exchange.sent_at)
         user.kill()
 
     assert judged(exchange, answer).outcome is Outcome.UNFINISHED
@@ -270,10 +269,7 @@ def test_a_kill_within_the_fresh_try(transport: WireTransport) -> None:
         ask(transport, server.url)
         exchange, answer = prepare(server.url)
         user = gevent.spawn(transport.send, exchange, answer, PATIENT)
-        with gevent.Timeout(10):
-            while len(server.requests) < 3:
-                gevent.sleep(0.001)
-        gevent.sleep(0.02)
+        wait_until(lambda: len(server.requests) == 3)
         before = now()
         user.kill()
 
@@ -288,9 +284,7 @@ def test_closing_the_transport_ends_what_is_open() -> None:
     with ByteServer(ONE_TOKEN) as server:
         exchange, answer = prepare(server.url)
         user = gevent.spawn(transport.send, exchange, answer, Limits(total_s=None))
-        with gevent.Timeout(10):
-            while answer.first_output_at is None:
-                gevent.sleep(0.001)
+        wait_until(lambda: answer.first_output_at)
         transport.close()
         user.join(timeout=10)
 

@@ -28,6 +28,7 @@ from tests.loadgen.wiring import (
     prepare,
     raw,
     sized,
+    wait_until,
 )
 
 
@@ -118,7 +119,7 @@ def test_a_port_that_does_not_speak_tls(trusting: WireTransport) -> None:
 def test_a_server_that_leaves_within_the_handshake(trusting: WireTransport) -> None:
     """There was no connection yet."""
     with ByteServer(Play()) as server:
-        gevent.spawn_later(0.03, server.hang_up)
+        gevent.spawn(lambda: (wait_until(lambda: server._open), server.hang_up()))
         seen = ask(trusting, server.url.replace("http:", "https:"))
 
     assert (seen.outcome, seen.exchange.sent_at) == (Outcome.TLS_ERROR, None)

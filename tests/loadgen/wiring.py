@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import gevent
 
 from collectors.records import Outcome
 from loadgen.body import AnswerBody
@@ -53,6 +56,13 @@ def judged(exchange: Exchange, answer: AnswerBody) -> Seen:
     """What came of it."""
     outcome, detail = judge_exchange(exchange, answer)
     return Seen(exchange=exchange, reply=answer.reply, outcome=outcome, detail=detail)
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    """Let other greenlets run until something holds."""
+    with gevent.Timeout(PATIENCE_S):
+        while not holds():
+            gevent.sleep(0.001)
 
 
 def chunked(writes: Writes = STREAM, *, head: bytes = CHUNKED, then: Then = Then.KEEP) -> Play:
