@@ -116,12 +116,15 @@ def tokens_chart(series: Series) -> Chart:
         sentence = "No answer told its output tokens, so their rate is unknown."
         return Chart(key="tokens", title=title, sentence=sentence)
     frame = series.tokens
+    lengths_s = frame["end_s"] - frame["start_s"]
+    total = float((frame["output_tokens_per_s"] * lengths_s).sum())
     figure = _figure(series, "output tokens per second")
     figure.add_trace(_rate_line(frame, "output_tokens_per_s", "tokens/s", GREEN))
     return Chart(
         key="tokens",
         title=title,
-        sentence=f"Output tokens a second, by when their event arrived, in {_bins_of(series)}.",
+        sentence=f"Output tokens a second, n = {total:,.0f} tokens, in {_bins_of(series)} by when"
+        " their event arrived.",
         figure=figure,
         table=pd.DataFrame(_bins(frame) | {"output tokens per s": frame["output_tokens_per_s"]}),
     )
@@ -139,8 +142,8 @@ def requests_chart(series: Series) -> Chart:
     return Chart(
         key="requests",
         title=title,
-        sentence=f"Requests a second, by when they ended, failed ones too: {total:,} in all, in"
-        f" {_bins_of(series)}.",
+        sentence=f"Requests a second, failed ones too, n = {total:,}, in {_bins_of(series)} by when"
+        " they ended.",
         figure=figure,
         table=pd.DataFrame(
             _bins(frame) | {"n": frame["n"], "requests per s": frame["requests_per_s"]}
@@ -165,8 +168,8 @@ def outcomes_chart(series: Series) -> Chart:
     return Chart(
         key="errors",
         title=title,
-        sentence=f"Requests that did not end well, by outcome and by when they ended: {total:,} in"
-        f" all, in {_bins_of(series)}.",
+        sentence=f"Requests that did not end well, by outcome, n = {total:,}, in"
+        f" {_bins_of(series)} by when they ended.",
         figure=figure,
         table=pd.DataFrame(_bins(frame) | {_said(o): frame[o.value] for o in seen}),
     )
@@ -198,7 +201,8 @@ def concurrency_chart(run: Run, series: Series) -> Chart:
     return Chart(
         key="concurrency",
         title=title,
-        sentence=f"Requests sent and not yet over: at most {highest:,}{asked} at once.",
+        sentence=f"Requests sent and not yet over, n = {series.sent:,}: at most {highest:,}{asked}"
+        " at once.",
         figure=figure,
         table=pd.DataFrame(
             _bins(frame) | {"mean open": frame["mean"], "highest open": frame["highest"]}
@@ -308,6 +312,7 @@ def _figure(series: Series, y_title: str) -> go.Figure:
     """An empty figure with its axes, the measured window shaded."""
     start_s, end_s = series.window_s
     last_s = float(series.requests["end_s"].iloc[-1])
+    shaded = " (shaded: measured window)" if end_s > start_s else ""
     figure = go.Figure()
     figure.update_layout(
         height=HEIGHT,
@@ -325,7 +330,7 @@ def _figure(series: Series, y_title: str) -> go.Figure:
             "title": "",
         },
         xaxis={
-            "title": "seconds since the run began",
+            "title": f"seconds since the run began{shaded}",
             "range": [0, last_s],
         },
         yaxis={"title": y_title, "rangemode": "tozero", "automargin": True},
@@ -337,17 +342,6 @@ def _figure(series: Series, y_title: str) -> go.Figure:
             fillcolor=_SHADE,
             line_width=0,
             layer="below",
-        )
-        figure.add_annotation(
-            text="measured window",
-            font={"size": 11},
-            opacity=0.7,
-            showarrow=False,
-            x=min(end_s, last_s),
-            xanchor="right",
-            yref="paper",
-            y=1.02,
-            yanchor="bottom",
         )
     return figure
 

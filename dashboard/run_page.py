@@ -216,7 +216,7 @@ def _latency_rows(name: str, latency: Report) -> Iterator[dict[str, str]]:
         "mean": _seconds(latency["mean"]),
         "highest": _seconds(latency["max"]),
     }
-    if latency["failed"] or latency["unfinished"]:
+    if latency["mean"] is not None and (latency["failed"] or latency["unfinished"]):
         served = {p: f":gray[{_seconds(value)}]" for p, value in latency["served"].items()}
         blank = dict.fromkeys(("n", "n eff"), "")
         yield {"Latency": ":gray[served alone]", **blank, **served, "mean": "", "highest": ""}
@@ -271,5 +271,6 @@ def _facts(report: Report) -> None:
 
 
 def _fact_table(facts: Sequence[tuple[str, str]]) -> None:
-    frame = pd.DataFrame([(f"**{words(name)}**", words(typeset(value))) for name, value in facts])
-    st.table(frame, hide_index=True, hide_header=True, border="horizontal")
+    """Names and values; a value without a name goes on from the one above."""
+    rows = [(f"**{words(name)}**" if name else "", words(typeset(value))) for name, value in facts]
+    st.table(pd.DataFrame(rows), hide_index=True, hide_header=True, border="horizontal")

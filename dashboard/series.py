@@ -54,6 +54,7 @@ class Series:
         tokens: ``output_tokens_per_s``; ``None`` where the output tokens are unknown.
         outcomes: a column for each outcome but ``ok`` that occurred: requests that ended so.
         concurrency: ``mean`` and ``highest`` number of open requests.
+        sent: requests that were ever open.
     """
 
     window_s: tuple[float, float]
@@ -63,6 +64,7 @@ class Series:
     tokens: pd.DataFrame | None
     outcomes: pd.DataFrame
     concurrency: pd.DataFrame
+    sent: int
 
 
 def over_time(run: Run, table: RequestTable) -> Series:
@@ -85,6 +87,7 @@ def over_time(run: Run, table: RequestTable) -> Series:
         tokens=_tokens(table, edges),
         outcomes=_outcomes(table, over_s, edges),
         concurrency=concurrency(table.sent_at_s, over_s, _edges(span_s, span_s / _OPEN_BINS)),
+        sent=int((~np.isnan(table.sent_at_s)).sum()),
     )
 
 

@@ -44,8 +44,9 @@ def test_every_chart_says_what_it_shows(ordinary: dict[str, Chart]) -> None:
     assert list(ordinary) == ["ttft", "itl", "e2e", "tokens", "requests", "errors", "concurrency"]
     for chart in ordinary.values():
         assert chart.sentence.endswith(".")
+        assert " n = " in chart.sentence
         assert chart.figure is not None
-        assert chart.figure.layout.xaxis.title.text == "seconds since the run began"
+        assert chart.figure.layout.xaxis.title.text.startswith("seconds since the run began")
         assert chart.figure.layout.yaxis.title.text
         assert chart.table is not None
         assert list(chart.table)[:2] == ["from (s)", "to (s)"]
@@ -138,6 +139,7 @@ def test_the_measured_window_is_shaded(ordinary: dict[str, Chart]) -> None:
         assert chart.figure is not None
         shade = chart.figure.layout.shapes[0]
         assert (shade.x0, shade.x1, shade.layer) == (6.0, 60.0, "below")
+        assert "(shaded: measured window)" in chart.figure.layout.xaxis.title.text
 
 
 def test_the_users_asked_for_are_in_the_concurrency_chart() -> None:
