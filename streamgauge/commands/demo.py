@@ -7,11 +7,13 @@ import click
 from streamgauge.commands._options import db_option
 
 USERS = 16
-DURATION_S = 25
+DURATION_S = 30
 VERDICTS = (0, 1, 3)  # exit codes of a check that could judge
 
 # Shorter turns than the scenario's own, so that half a minute is enough for a verdict.
-CHAT = ["--input-tokens", "80", "--max-tokens", "64", "--think-time", "500ms"]
+CHAT = ["--input-tokens", "80", "--max-tokens", "200", "--think-time", "500ms"]
+# Answers of all lengths: with equal ones the users would fall into step.
+SERVER = ["--eos-probability", "0.02"]
 DASHBOARD_HINT = "See it in the browser:  streamgauge dashboard --db {db}"
 
 
@@ -36,7 +38,7 @@ def command(db: str, duration: int) -> int:
     from streamgauge.load import SCENARIOS, find_scenario, run_load
     from streamgauge.progress import ProgressLine
 
-    with SimProcess() as server:
+    with SimProcess(*SERVER) as server:
         click.echo(f"simulator on {server.url}; {USERS} users chat with it for {duration} s")
         options = ["--host", server.url, "-u", str(USERS), "-t", f"{duration}s"]
         options += ["--ramp", "2", "--run-name", "demo", "--db", db, "--gpu-hour-price", "2.5"]
