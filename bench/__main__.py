@@ -9,7 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from bench.fidelity import LEVELS, Level, measure_level, source_options, table
+from bench.fidelity import LEVELS, measure_level, source_may_be_realtime, table
+from streamgauge.campaigns.calibrate import Fidelity
 
 DOC = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 MARK = re.compile(r"(<!-- fidelity -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -17,7 +18,7 @@ MARK = re.compile(r"(<!-- fidelity -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def main() -> None:
     """Measure every level and print the table."""
-    levels: list[Level] = []
+    levels: list[Fidelity] = []
     for streams in LEVELS:
         print(f"measuring {streams} streams ...", file=sys.stderr, flush=True)
         levels.append(measure_level(streams))
@@ -32,7 +33,7 @@ def main() -> None:
 
 def where() -> str:
     """Date and machine of a measurement, without its name."""
-    source = "in real time (SCHED_FIFO)" if source_options() else "like the client"
+    source = "in real time (SCHED_FIFO)" if source_may_be_realtime() else "like the client"
     return (
         f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {os.cpu_count()} cores "
         f"({platform.machine()}, Linux {platform.release().split('-')[0]}), "

@@ -219,7 +219,7 @@ def demonstrate(console: Console, *, db: str, requests: int, environment: Path) 
         warm_up(server.url)
         before = metric_totals(fetch(server.url + "/metrics"))
         console.streamgauge(
-            *("run", "chat", "--host", server.url, "--model", MODEL_NAME),
+            *("run", "chat", "--host", server.url, "--model", MODEL_NAME, "--no-calibrate"),
             *("--users", "8", "--think-time", "0.5", "--max-tokens", str(MAX_TOKENS)),
             *("--requests", str(requests), "--warmup", "5s", *stored, "--run-name", name),
         )

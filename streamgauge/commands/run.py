@@ -52,6 +52,7 @@ def load_options(function: F) -> F:
     show_default=True,
     help="Of the report.",
 )
+@click.option("--no-calibrate", is_flag=True, help="Do not measure this machine's own error first.")
 @load_options
 def command(
     scenario: str,
@@ -61,6 +62,7 @@ def command(
     processes: int | None,
     sla: Path | None,
     form: str,
+    no_calibrate: bool,
     **options: Any,
 ) -> int:
     """Run SCENARIO (a bundled name or a Locust file) against an endpoint, record it and report.
@@ -86,13 +88,41 @@ def command(
         words += ["-t", f"{duration_s:.0f}s"]
     if processes is not None and processes > 1:
         words += ["--processes", str(processes)]
+    calibration = None if no_calibrate else _calibrate(users)
     result = run_load(path, words, ProgressLine(duration_s=duration_s))
     if result.run_id is None:
         return 128 + result.signal if result.signal else result.exit_code or 4
+    if calibration is not None:
+        _keep_calibration(options["db"], result.run_id, calibration)
     code = show_run(options["db"], result.run_id, sla, form)
     if result.signal is not None:
         return 128 + result.signal if code in (0, 3) else code
     return code if result.kept else 4
+
+
+def _calibrate(users: int) -> dict[str, Any] | None:
+    """Measure and tell this machine's own error; ``None`` where it could not be told."""
+    from streamgauge.campaigns import calibrate
+
+    fidelity = calibrate.measure_client(
+        min(users, calibrate.CALIBRATION_STREAMS),
+        duration_s=calibrate.CALIBRATION_S,
+        ramp_s=1.0,
+        source=calibrate.Source(tokens=25),  # many first tokens in a short time
+    )
+    if fidelity is None:
+        click.echo("This machine's own error could not be measured; the run goes on.", err=True)
+        return None
+    click.echo(calibrate.describe(fidelity), err=True)
+    return calibrate.as_stored(fidelity)
+
+
+def _keep_calibration(db: str, run_id: str, calibration: dict[str, Any]) -> None:
+    from collectors.store import Store
+
+    with Store.open(db) as store:
+        run = store.find_run(run_id)
+        store.update_run(run_id, client={**run.client, "calibration": calibration})
 
 
 def show_run(db: str, run_id: str, sla: Path | None, form: str) -> int:

@@ -17,7 +17,17 @@ from collectors.store import Store
 from reference_server.process import SimProcess
 
 PATIENCE_S = 60.0
-QUICK = ["--users", "4", "--duration", "4s", "--think-time", "50ms", "--max-tokens", "20"]
+QUICK = [
+    "--users",
+    "4",
+    "--duration",
+    "4s",
+    "--think-time",
+    "50ms",
+    "--max-tokens",
+    "20",
+    "--no-calibrate",
+]
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +95,22 @@ def test_a_recorded_run_without_sla_is_0_and_shows_progress_in_plain_lines(
     assert "\x1b" not in done.stdout + done.stderr
 
 
+def test_a_run_is_told_and_keeps_this_machines_own_error(metronome: str, tmp_path: Path) -> None:
+    """Before the load the client is measured against a known source; the run keeps the figures."""
+    db = tmp_path / "runs.db"
+    quick = [word for word in QUICK if word != "--no-calibrate"]
+    done = streamgauge("run", "chat", "--host", metronome, *quick, "--db", str(db))
+
+    assert done.returncode == 0, done.stderr
+    with Store.open(str(db)) as store:
+        calibration = store.find_run("last").client["calibration"]
+    assert calibration["streams"] == 4
+    assert calibration["requests"] > 4
+    assert calibration["not_ok"] == 0
+    if not calibration["source_limited"]:
+        assert f"n={calibration['requests']}, 4 streams" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -102,7 +128,7 @@ def test_bad_input_is_one_sentence_exit_2_and_no_database(
 ) -> None:
     """What cannot work is said in one sentence before anything is written."""
     words = [metronome if w == "URL" else w for w in words]
-    done = streamgauge(*words, "--db", str(tmp_path / "runs.db"), cwd=tmp_path)
+    done = streamgauge(*words, "--no-calibrate", "--db", str(tmp_path / "runs.db"), cwd=tmp_path)
 
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error:")]
     assert done.returncode == 2, done.stderr
@@ -118,7 +144,17 @@ def test_a_signal_ends_the_run_and_is_the_exit_code(
 ) -> None:
     """Ctrl-C or SIGTERM: the run is closed as interrupted, reported, and the code says why."""
     db = tmp_path / "runs.db"
-    words = ["run", "chat", "--host", metronome, "--db", str(db), "--duration", "60s"]
+    words = [
+        "run",
+        "chat",
+        "--host",
+        metronome,
+        "--db",
+        str(db),
+        "--duration",
+        "60s",
+        "--no-calibrate",
+    ]
     with subprocess.Popen(
         [sys.executable, "-m", "streamgauge", *words, "--users", "2", "--think-time", "0"],
         stdout=subprocess.PIPE,

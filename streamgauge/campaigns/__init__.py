@@ -1,0 +1,1 @@
+"""What joins several runs into one answer; each run is a subprocess of its own."""
