@@ -42,6 +42,7 @@ FINDERS = {
     "browser": _find_browser,
     "postgres": _find_postgres,
     "cc": lambda: shutil.which("cc") or shutil.which("gcc"),
+    "openssl": lambda: shutil.which("openssl"),
     "vllm": _find_vllm,
 }
 _missing: Counter[str] = Counter()
@@ -59,7 +60,7 @@ def find(need: str) -> str | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "needs(name): what the machine must have: browser, postgres, cc, vllm"
+        "markers", "needs(name): what the machine must have: browser, postgres, cc, openssl, vllm"
     )
     unknown = required() - set(FINDERS)
     if unknown:

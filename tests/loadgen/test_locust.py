@@ -115,6 +115,7 @@ def test_a_headless_run_leaves_one_record_for_every_request_the_server_saw(
     assert found.duration_s == 4.0
 
 
+@pytest.mark.slow
 def test_the_clients_first_token_is_never_before_the_servers_schedule(
     metronome: str, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_several_processes_are_one_run(metronome: str, tmp_path: Path) -> None:
     assert set(found.client["workers"]) == {"w0", "w1"}
 
 
+@pytest.mark.slow
 def test_a_master_and_a_worker_are_one_run(metronome: str, tmp_path: Path) -> None:
     """Locust's own --master and --worker record into the master's database."""
     db, port = tmp_path / "runs.db", str(free_port())
@@ -218,7 +220,13 @@ def test_the_number_of_requests_can_be_limited(metronome: str, tmp_path: Path) -
     assert only_run(db).status is RunStatus.COMPLETE
 
 
-@pytest.mark.parametrize("processes", [[], ["--processes", "2"]], ids=["one", "two"])
+@pytest.mark.parametrize(
+    "processes",
+    [
+        pytest.param([], id="one"),
+        pytest.param(["--processes", "2"], id="two", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_a_signal_leaves_an_interrupted_run_with_everything_in_it(
     number: signal.Signals, processes: list[str], slow_metronome: str, tmp_path: Path
@@ -289,6 +297,7 @@ def test_the_web_ui_starts_and_stops_runs(metronome: str, tmp_path: Path) -> Non
         assert all(store.count(r.id) > 0 for r in runs)
 
 
+@pytest.mark.slow
 def test_stop_before_the_run_has_begun_leaves_no_run_going(metronome: str, tmp_path: Path) -> None:
     """Stop pressed while the recorder starts ends that run at once, and Locust can go on."""
     db, port = tmp_path / "runs.db", free_port()
@@ -423,6 +432,7 @@ def web_rows(url: str) -> set[tuple[str, str]]:
     return {(row["method"], row["name"]) for row in stats}
 
 
+@pytest.mark.slow
 def test_a_lost_worker_makes_the_run_invalid(slow_metronome: str, tmp_path: Path) -> None:
     """A worker killed on the way is counted as lost; what it had open is there as unfinished."""
     db, port = tmp_path / "runs.db", str(free_port())

@@ -14,7 +14,6 @@ from collectors.records import Outcome
 from loadgen.exchange import End
 from loadgen.wire import WireTransport
 from reference_server.byteserver import ByteServer, Play, Then, self_signed_context
-from reference_server.errors import SetupError
 from reference_server.rawhttp import LAST_CHUNK, chunk
 from tests.loadgen.cases import C, D, F, R, U
 from tests.loadgen.wiring import (
@@ -31,6 +30,8 @@ from tests.loadgen.wiring import (
     wait_until,
 )
 
+pytestmark = pytest.mark.needs("openssl")  # makes the certificate
+
 
 class Tls(NamedTuple):
     """Contexts of a server with a certificate of its own, and of a client that trusts it."""
@@ -42,10 +43,7 @@ class Tls(NamedTuple):
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     """A certificate made on the spot."""
-    try:
-        server, certificate = self_signed_context(Path(tmp_path_factory.mktemp("tls")))
-    except SetupError as error:
-        pytest.skip(str(error))
+    server, certificate = self_signed_context(Path(tmp_path_factory.mktemp("tls")))
     return Tls(server, ssl.create_default_context(cafile=str(certificate)))
 
 
