@@ -178,6 +178,7 @@ def test_charts_are_drawn_described_and_backed_by_a_table(page: Page, recorded: 
     expect(page.locator('[data-testid="stDataFrame"]').first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_ticked_run_opens_and_its_address_names_it(page: Page, recorded: Recorded) -> None:
     """And a click on a header sorts, without opening anything."""
     open_page(page, recorded, "")
@@ -193,6 +194,7 @@ def test_a_ticked_run_opens_and_its_address_names_it(page: Page, recorded: Recor
     expect(page.locator("h1")).to_have_text(SLOW.name)
 
 
+@pytest.mark.slow
 def test_an_address_reproduces_the_view(page: Page, recorded: Recorded) -> None:
     """Search and SLA are in it."""
     open_page(page, recorded, "?q=branch%3Dpr&sla=none")
@@ -202,6 +204,7 @@ def test_an_address_reproduces_the_view(page: Page, recorded: Recorded) -> None:
     expect(page.get_by_role("textbox", name="Search")).to_have_value("branch=pr")
 
 
+@pytest.mark.slow
 def test_an_unknown_run_is_one_sentence(page: Page, recorded: Recorded) -> None:
     """No traceback on the page."""
     open_page(page, recorded, "run?run=nobody")
@@ -209,6 +212,7 @@ def test_an_unknown_run_is_one_sentence(page: Page, recorded: Recorded) -> None:
     expect(page.locator('[data-testid="stException"]')).to_have_count(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axes_can_be_read_in_either_theme(page: Page, recorded: Recorded, scheme: Any) -> None:
     """The page follows the reader's setting, and the charts follow the page."""
