@@ -15,8 +15,10 @@ import orjson
 from collectors.records import Outcome, RequestRecord
 from collectors.redact import redact_text
 from loadgen.body import AnswerBody
+from loadgen.dialects import GENERIC, Dialect, apply_dialect
 from loadgen.exchange import End, Exchange, Limits, Transport
 from loadgen.outcome import judge_exchange
+from loadgen.replies import make_reply
 from loadgen.reply import Reply
 from loadgen.target import HttpRequest, Target, render_head
 
@@ -35,6 +37,8 @@ class Endpoint:
     """Where and as whom to ask.
 
     Attributes:
+        headers: the user's own.
+        key: the API key; which header it goes in is the dialect's business.
         secrets: strings that must not leave in any message (the API key).
     """
 
@@ -42,7 +46,15 @@ class Endpoint:
     model: str
     api: str = "chat"
     headers: Mapping[str, str] = field(default_factory=dict)
-    secrets: tuple[str, ...] = ()
+    key: str = field(default="", repr=False)
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    dialect: Dialect = GENERIC
+
+    def all_headers(self) -> dict[str, str]:
+        """The dialect's headers, the key's among them, and the user's, which win."""
+        theirs = {name.lower() for name in self.headers}
+        ours = self.dialect.auth(self.key)
+        return {n: v for n, v in ours.items() if n.lower() not in theirs} | dict(self.headers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +113,11 @@ class Client:
         self._began_at = began_at
         self._emit = emit
         self._seq = 0
-        theirs = {name.lower() for name in endpoint.headers}
+        given = endpoint.all_headers()
+        theirs = {name.lower() for name in given}
         ours = {name: value for name, value in _HEADERS.items() if name.lower() not in theirs}
-        headers = {**ours, **endpoint.headers}
-        self._head = render_head(endpoint.target, "POST", API_PATHS[endpoint.api], headers)
+        path = endpoint.dialect.path(endpoint.api, endpoint.model)
+        self._head = render_head(endpoint.target, "POST", path, {**ours, **given})
 
     @property
     def asked(self) -> int:
@@ -123,7 +136,7 @@ class Client:
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
-        reply = Reply(choices=_choices(ask))
+        reply = make_reply(self._endpoint.api, _choices(ask))
         body = AnswerBody(reply)
         exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
         self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
@@ -149,6 +162,7 @@ class Client:
         if ask.stream:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
+        body = apply_dialect(body, self._endpoint.dialect, self._endpoint.api)
         body.update(ask.extra)
         return orjson.dumps(body)
 
@@ -215,6 +229,8 @@ class Client:
             flags.append("stale_connection")
         if exchange.headers.get("content-encoding", "identity") != "identity":
             flags.append("encoded")
+        if self._endpoint.dialect.answered_from_cache(exchange.headers):
+            flags.append("gateway_cache")
         return tuple(flags)
 
     def _instant(self, at: float | None) -> float | None:

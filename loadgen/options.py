@@ -9,7 +9,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import orjson
 
 from collectors.redact import redact_text
 from loadgen.client import API_PATHS, Endpoint
+from loadgen.dialects import DIALECTS, Dialect, dialect_of_host, fitting
 from loadgen.errors import OptionError
 from loadgen.exchange import Limits
-from loadgen.target import parse_target
+from loadgen.target import Target, parse_target
 
 DEFAULT_DRAIN_S = 60.0
 
@@ -52,6 +53,19 @@ OPTIONS = (
     ),
     Option(
         name="--api", kind="text", metavar="|".join(API_PATHS), help="API to use (default chat)."
+    ),
+    Option(
+        name="--dialect",
+        kind="text",
+        metavar="NAME|auto",
+        help="What the endpoint is, such as vllm or azure; auto tries what it takes before the run "
+        "(default: what its name and its list of models tell).",
+    ),
+    Option(
+        name="--api-version",
+        kind="text",
+        metavar="VERSION",
+        help=f"Version of Azure OpenAI's API (default {DIALECTS['azure'].api_version}).",
     ),
     Option(
         name="--api-key-env",
@@ -211,7 +225,11 @@ def add_to_argparse(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The options of one run, checked. ``None`` means "not given: the default holds"."""
+    """The options of one run, checked. ``None`` means "not given: the default holds".
+
+    Attributes:
+        dialect_asked: ``--dialect`` as given: a name, "auto" or "".
+    """
 
     endpoint: Endpoint
     limits: Limits
@@ -230,6 +248,7 @@ class Settings:
     gpu_hour_price_usd: float | None = None
     gpus: int | None = None
     preflight: bool = True
+    dialect_asked: str = ""
 
 
 def read_settings(
@@ -252,15 +271,18 @@ def read_settings(
     api = given["api"] or "chat"
     if api not in API_PATHS:
         raise OptionError(f"--api: expected {' or '.join(API_PATHS)}, found {api!r}.")
-    headers, secrets = _headers(given, environ)
+    key, headers, secrets = _headers(given, environ)
+    target = parse_target(host)
     price, gpus = _number(given, "gpu_hour_price"), _whole(given, "gpus", least=1)
     return Settings(
         endpoint=Endpoint(
-            target=parse_target(host),
+            target=target,
             model=given["model"] or "",
             api=api,
             headers=headers,
+            key=key or "",
             secrets=secrets,
+            dialect=_dialect(given, target),
         ),
         limits=_limits(given),
         input_tokens=_whole(given, "input_tokens", least=1),
@@ -278,6 +300,7 @@ def read_settings(
         gpu_hour_price_usd=price,
         gpus=gpus if gpus is not None or price is None else 1,
         preflight=not given["no_preflight"],
+        dialect_asked=given["dialect"] or "",
     )
 
 
@@ -286,7 +309,8 @@ def public_config(settings: Settings) -> dict[str, Any]:
     endpoint, limits = settings.endpoint, settings.limits
     return {
         "api": endpoint.api,
-        "header_names": sorted(endpoint.headers),
+        "dialect": endpoint.dialect.spec(),
+        "header_names": sorted(endpoint.all_headers()),
         "input_tokens": settings.input_tokens,
         "max_tokens": settings.max_tokens,
         "think_time_s": settings.think_time_s,
@@ -333,14 +357,34 @@ _HEADERS_OF_THE_TRANSPORT = frozenset(
 _CREDENTIAL = re.compile(r"(?i)auth|cookie|key|password|secret|signature|token")
 
 
+def _dialect(given: Mapping[str, Any], target: Target) -> Dialect:
+    """The dialect named, or the one that the host's name tells."""
+    name = given["dialect"] or "auto"
+    if name != "auto" and name not in DIALECTS:
+        known = ", ".join(DIALECTS)
+        raise OptionError(f"--dialect: expected auto or one of {known}; found {name!r}.")
+    dialect = dialect_of_host(target) if name == "auto" else fitting(DIALECTS[name], target)
+    version = given["api_version"]
+    if not version:
+        return dialect
+    if not dialect.api_version:
+        raise OptionError(
+            f"--api-version: {dialect.title} has none in its paths; leave it out, or name the "
+            "dialect with --dialect azure."
+        )
+    if not re.fullmatch(r"[\w.-]+", version, re.ASCII):
+        raise OptionError("--api-version: expected a version like 2024-10-21.")
+    return replace(dialect, api_version=version)
+
+
 def _headers(
     given: Mapping[str, Any], environ: Mapping[str, str]
-) -> tuple[dict[str, str], tuple[str, ...]]:
+) -> tuple[str | None, dict[str, str], tuple[str, ...]]:
+    """The API key, the user's own headers, and what of them is secret."""
     headers: dict[str, str] = {}
     secrets: list[str] = []
     key = _api_key(given, environ)
     if key:
-        headers["Authorization"] = f"Bearer {key}"
         secrets.append(key)
     for name, text in _pairs(given["header"], "--header").items():
         if not _HEADER_NAME.fullmatch(name):
@@ -357,7 +401,7 @@ def _headers(
         headers = {n: v for n, v in headers.items() if n.lower() != name.lower()} | {name: value}
         if text.startswith("@") or _CREDENTIAL.search(name):
             secrets += [value, value.rpartition(" ")[2]]  # "Bearer abc", and abc alone
-    return headers, tuple(secrets)
+    return key, headers, tuple(secrets)
 
 
 def _api_key(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:

@@ -286,7 +286,7 @@ def test_secrets_go_into_headers_and_nowhere_else(
     """They are known as such, so that messages can be rid of them; the run keeps only names."""
     taken = settings(**given)
 
-    assert dict(taken.endpoint.headers) == headers
+    assert taken.endpoint.all_headers() == headers
     assert CANARY in taken.endpoint.secrets
     assert CANARY not in str(public_config(taken))
     assert public_config(taken)["header_names"] == sorted(headers)
