@@ -7,6 +7,7 @@ answer over, has output begun, when did it last move.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -45,6 +46,31 @@ class Limits:
     idle_s: float | None = None
     total_s: float | None = 600.0
 
+    def nearest(self, exchange: Exchange, body: ResponseBody) -> tuple[float | None, str]:
+        """The instant of the limit that is reached first as things stand, and which one it is.
+
+        ``connect_s`` is the transport's own business; nothing runs before the request is sent.
+        """
+        sent = exchange.sent_at
+        if sent is None:
+            return None, ""
+        deadlines = [(sent + self.total_s, "total")] if self.total_s else []
+        if self.head_s and exchange.head_at is None:
+            deadlines.append((sent + self.head_s, "head"))
+        if self.first_s and body.first_output_at is None:
+            deadlines.append((sent + self.first_s, "first"))
+        if self.idle_s and body.last_output_at is not None:
+            deadlines.append((body.last_output_at + self.idle_s, "idle"))
+        return min(deadlines, default=(None, ""))
+
+    def next_look_s(self, exchange: Exchange, body: ResponseBody) -> float | None:
+        """In how many seconds a limit may be reached at the earliest; ``None`` for never."""
+        deadline, _ = self.nearest(exchange, body)
+        waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
+        if self.idle_s:  # output may begin meanwhile, and stop
+            waits.append(self.idle_s)
+        return min(waits, default=None)
+
 
 class ResponseBody(Protocol):
     """What a transport feeds, and asks."""
@@ -80,6 +106,7 @@ class Exchange:
         done_at: arrival of the response's end, or of the end marker inside it.
         ended_at: when watching ended, whatever the end.
         detail: which time limit, or the error's words (redacted by the client).
+        http_version: as the response names it, "1.0", "1.1" or "2".
         retries: fresh-socket tries after a stale kept-alive connection.
     """
 
@@ -91,6 +118,7 @@ class Exchange:
     done_at: float | None = None
     ended_at: float | None = None
     status: int | None = None
+    http_version: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     end: End | None = None
     detail: str | None = None
@@ -99,6 +127,10 @@ class Exchange:
 
 class Transport(Protocol):
     """Sends one request at a time for its caller; safe to share among greenlets."""
+
+    @property
+    def stamp(self) -> str | None:
+        """Where its instants come from: "kernel", "clock" or "mixed"; ``None`` before any."""
 
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Send ``exchange.request`` and follow the response to its end.

@@ -136,7 +136,7 @@ class LoadSession:
         delays = self._read_delay_us.get_total_count()
         p99_us = self._read_delay_us.get_value_at_percentile(99) if delays else None
         return {
-            "stamp": self._transport.stamps.counts.kind,
+            "stamp": self._transport.stamp,
             "read_delay_p99_s": p99_us * 1e-6 if p99_us is not None else None,
             "coalesced_ratio": self._coalesced / self._events if self._events else None,
             "output_events": self._events,

@@ -20,9 +20,7 @@ import os
 import socket
 import ssl
 import time
-import zlib
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -32,8 +30,10 @@ from gevent import socket as cooperative
 
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
+from loadgen.inflate import inflated, inflater
 from loadgen.stamps import ANCILLARY_BYTES, KernelStamps
 from loadgen.target import Target
+from loadgen.tls import MemoryTls
 
 MAX_IDLE_S = 4.0  # vLLM's server closes idle connections after 5 s
 END_GRACE_S = 0.25  # how long after the end marker the response may take to end
@@ -53,6 +53,11 @@ class WireTransport:
         self._tls = tls
         self._idle: dict[Target, list[_Connection]] = defaultdict(list)
         self._busy: set[_Connection] = set()
+
+    @property
+    def stamp(self) -> str | None:
+        """Where its instants came from so far; see :class:`loadgen.stamps.StampCounts`."""
+        return self.stamps.counts.kind
 
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Send and follow the response to its end; see :class:`loadgen.exchange.Transport`."""
@@ -121,20 +126,17 @@ class WireTransport:
         self._busy.add(connection)
         return connection
 
-    def _handshake(self, sock: socket.socket, target: Target) -> _Tls:
+    def _handshake(self, sock: socket.socket, target: Target) -> MemoryTls:
         if self._tls is None:
             self._tls = ssl.create_default_context()
-        tls = _Tls(self._tls, target.host)
-        while True:
-            done = tls.shake()
-            _send_all(sock, tls.pending())
-            if done:
-                return tls
+
+        def receive() -> bytes:
             cooperative.wait_read(sock.fileno())
-            data = sock.recv(READ_BYTES)
-            if not data:
-                raise ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "the peer closed during the handshake")
-            tls.feed(data)
+            return sock.recv(READ_BYTES)
+
+        tls = MemoryTls(self._tls, target.host)
+        tls.shake_hands(lambda data: _send_all(sock, data), receive)
+        return tls
 
     def release(self, connection: _Connection) -> None:
         """Take back a connection whose response ended cleanly."""
@@ -156,7 +158,7 @@ class _Connection:
         self,
         transport: WireTransport,
         sock: socket.socket,
-        tls: _Tls | None,
+        tls: MemoryTls | None,
         target: Target,
     ) -> None:
         self.target = target
@@ -292,7 +294,8 @@ class _Connection:
             try:
                 data, over = self._tls.decrypt(data)
             except ssl.SSLError as error:
-                self._finish(End.RESET, _words(error))
+                # Whom our certificate does not please says so once we have sent (TLS 1.3).
+                self._finish(End.RESET if self._bytes_seen else End.TLS_ERROR, _words(error))
                 return
         if data:
             self._bytes_seen = True
@@ -334,9 +337,10 @@ class _Connection:
             or status in (204, 304)
         )
         self._exchange.status = status
+        self._exchange.http_version = self._parser.get_http_version()
         self._exchange.headers = self._headers
         self._exchange.head_at = self._at
-        self._inflate = _inflater(self._headers.get("content-encoding"))
+        self._inflate = inflater(self._headers.get("content-encoding"))
         self._body.head(status, self._headers)
 
     def on_body(self, chunk: bytes) -> None:
@@ -344,7 +348,7 @@ class _Connection:
         if body is None:
             return
         if self._inflate is not None:
-            for piece in _inflated(self._inflate, chunk):
+            for piece in inflated(self._inflate, chunk):
                 if body.data(piece, self._at, self._read, self._delay):
                     self._answer_is_whole()
         elif body.data(chunk, self._at, self._read, self._delay):
@@ -372,13 +376,11 @@ class _Connection:
         """(Re)start the one timer, for the nearest limit unless told otherwise."""
         self._disarm()
         if seconds is None:
-            deadline, _ = self._nearest_limit()
-            waits = [] if deadline is None else [max(0.0, deadline - time.monotonic())]
-            if self._limits.idle_s:  # output may begin meanwhile, and stop
-                waits.append(self._limits.idle_s)
-            if not waits:
+            if self._exchange is None or self._body is None:
                 return
-            seconds = min(waits)
+            seconds = self._limits.next_look_s(self._exchange, self._body)
+            if seconds is None:
+                return
         self._timer = self._hub.loop.timer(seconds)
         self._timer.start(self._time_is_up)
 
@@ -388,27 +390,13 @@ class _Connection:
             self._timer.close()
             self._timer = None
 
-    def _nearest_limit(self) -> tuple[float | None, str]:
-        exchange, body, limits = self._exchange, self._body, self._limits
-        if exchange is None or body is None or exchange.sent_at is None:
-            return None, ""
-        sent = exchange.sent_at
-        deadlines = [(sent + limits.total_s, "total")] if limits.total_s else []
-        if limits.head_s and exchange.head_at is None:
-            deadlines.append((sent + limits.head_s, "head"))
-        if limits.first_s and body.first_output_at is None:
-            deadlines.append((sent + limits.first_s, "first"))
-        if limits.idle_s and body.last_output_at is not None:
-            deadlines.append((body.last_output_at + limits.idle_s, "idle"))
-        return min(deadlines, default=(None, ""))
-
     def _time_is_up(self) -> None:
-        if self._exchange is None:
+        if self._exchange is None or self._body is None:
             return
         if self._answered:  # the marker came, the response's end did not: good enough
             self._finish(End.COMPLETE, None)
             return
-        deadline, which = self._nearest_limit()
+        deadline, which = self._limits.nearest(self._exchange, self._body)
         if deadline is not None and time.monotonic() >= deadline:
             self._finish(End.TIMEOUT, which)
         else:
@@ -439,47 +427,6 @@ class _Connection:
         self._watcher.close()
         self._sock.close()
         self._transport.drop(self)
-
-
-class _Tls:
-    """TLS without a socket: ciphertext in and out of memory."""
-
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
-        self.done = False
-
-    def shake(self) -> bool:
-        """One step of the handshake; True once it is done (there may still be bytes to send)."""
-        try:
-            self._ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        self.done = True
-        return True
-
-    def pending(self) -> bytes:
-        return self._outgoing.read()
-
-    def feed(self, data: bytes) -> None:
-        self._incoming.write(data)
-
-    def encrypt(self, data: bytes) -> bytes:
-        self._ssl.write(data)
-        return self._outgoing.read()
-
-    def decrypt(self, data: bytes) -> tuple[bytes, bool]:
-        """Plain text of ``data``, and whether the peer said goodbye."""
-        self._incoming.write(data)
-        pieces = []
-        try:
-            while piece := self._ssl.read(READ_BYTES):
-                pieces.append(piece)
-        except ssl.SSLWantReadError:
-            return b"".join(pieces), False
-        except ssl.SSLZeroReturnError:
-            pass
-        return b"".join(pieces), True
 
 
 def _open_socket(target: Target) -> socket.socket:
@@ -515,25 +462,6 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
             view = view[sock.send(view) :]
         except BlockingIOError:
             cooperative.wait_write(sock.fileno())
-
-
-def _inflated(inflate: Any, chunk: bytes) -> Iterator[bytes]:
-    """What ``chunk`` unpacks to, in pieces: a few bytes may stand for a gigabyte."""
-    try:
-        while piece := inflate.decompress(chunk, READ_BYTES):
-            yield piece
-            chunk = inflate.unconsumed_tail
-    except zlib.error as error:
-        raise DecodeError(f"a compressed body that cannot be read: {error}") from None
-
-
-def _inflater(encoding: str | None) -> Any:
-    """A decompressor for an encoding that was not asked for but came; ``None`` for none."""
-    if encoding is None or encoding.lower() in ("", "identity"):
-        return None
-    if encoding.lower() in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(32 + zlib.MAX_WBITS)
-    raise DecodeError(f"content encoding {encoding!r}, which was not asked for")
 
 
 def _words(error: OSError) -> str:
