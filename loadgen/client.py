@@ -18,7 +18,6 @@ from loadgen.body import AnswerBody
 from loadgen.dialects import GENERIC, Dialect, apply_dialect
 from loadgen.exchange import End, Exchange, Limits, Transport
 from loadgen.outcome import judge_exchange
-from loadgen.replies import make_reply
 from loadgen.reply import Reply
 from loadgen.target import HttpRequest, Target, render_head
 
@@ -136,7 +135,7 @@ class Client:
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
-        reply = make_reply(self._endpoint.api, _choices(ask))
+        reply = Reply(choices=_choices(ask))
         body = AnswerBody(reply)
         exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
         self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
