@@ -44,7 +44,7 @@ def judge_exchange(exchange: Exchange, body: AnswerBody) -> tuple[Outcome, str |
     if body.empty:
         return Outcome.MALFORMED, "an empty body"
     if reply.whole:
-        return Outcome.MALFORMED, "a JSON body without a finish reason"
+        return Outcome.MALFORMED, f"a JSON body without {reply.ENDING}"
     return Outcome.TRUNCATED, None
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from loadgen.body import MAX_ERROR_BYTES, MAX_JSON_BYTES, AnswerBody
 from loadgen.errors import DecodeError
-from loadgen.reply import MAX_WORDS, Reply
+from loadgen.replies import make_reply
+from loadgen.reply import MAX_WORDS
 from tests.loadgen.cases import C, D, F
 
 ANSWER = b'{"choices":[{"index":0,"message":{"content":"a"},"finish_reason":"stop"}]}'
@@ -18,7 +19,7 @@ def receive(
     data: bytes, content_type: str | None, *, status: int = 200, size: int | None = None
 ) -> AnswerBody:
     """A body that arrived in pieces of ``size`` bytes and ended."""
-    body = AnswerBody(Reply())
+    body = AnswerBody(make_reply("chat"))
     body.head(status, {} if content_type is None else {"content-type": content_type})
     size = size or max(1, len(data))
     for start in range(0, len(data), size):
@@ -134,7 +135,7 @@ def test_a_huge_refusal_is_not_kept() -> None:
 
 def test_a_huge_json_answer_is_refused() -> None:
     """It cannot be read in part."""
-    body = AnswerBody(Reply())
+    body = AnswerBody(make_reply("chat"))
     body.head(200, {"content-type": "application/json"})
     body.data(b"{" + b" " * (MAX_JSON_BYTES - 1), 1.0, 1, None)
     with pytest.raises(DecodeError, match="larger than"):

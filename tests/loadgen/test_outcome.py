@@ -10,7 +10,7 @@ from collectors.records import Outcome
 from loadgen.body import AnswerBody
 from loadgen.exchange import End, Exchange
 from loadgen.outcome import judge_exchange
-from loadgen.reply import Reply
+from loadgen.replies import make_reply
 from loadgen.target import HttpRequest
 from tests.loadgen.cases import C, D, F, R, sse
 from tests.loadgen.playing import TARGET
@@ -27,7 +27,7 @@ def judge(
     **exchange: Any,
 ) -> tuple[Outcome, str | None]:
     """The outcome of a request that was sent and answered with ``data``."""
-    body = AnswerBody(Reply())
+    body = AnswerBody(make_reply("chat"))
     headers = {"content-type": content_type, **exchange.pop("headers", {})}
     if status is not None:
         body.head(status, headers)

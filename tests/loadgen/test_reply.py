@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.records import OutputEvents, TokenSource
-from loadgen.reply import MAX_WORDS, Reply, Usage, error_message
+from loadgen.replies import make_reply
+from loadgen.reply import MAX_WORDS, Reply, error_message
+from loadgen.usage import Usage
 from tests.loadgen.cases import chunk, counts
 
 ANSWER, REASONING = OutputEvents(answer=1), OutputEvents(reasoning=1)
@@ -19,7 +21,7 @@ TOOL, HIDDEN, NOTHING = OutputEvents(tool=1), OutputEvents(hidden=1), OutputEven
 
 def read(*payloads: Any, choices: int = 1) -> Reply:
     """The reply after these events, a second apart."""
-    reply = Reply(choices)
+    reply = make_reply("chat", choices)
     for number, payload in enumerate(payloads):
         data = payload if isinstance(payload, bytes) else orjson.dumps(payload)
         reply.event(b"", data, float(number), number, None)
@@ -28,7 +30,7 @@ def read(*payloads: Any, choices: int = 1) -> Reply:
 
 def whole(*choices: Any, **fields: Any) -> Reply:
     """The reply that a JSON body gives."""
-    reply = Reply()
+    reply = make_reply("chat")
     assert reply.body(orjson.dumps({"choices": list(choices), **fields}))
     return reply
 
@@ -134,7 +136,7 @@ def test_unknown_shapes_never_raise(payload: Any) -> None:
     """Neither streamed nor whole; what they say otherwise is a matter of the other tests."""
     reply = read(payload)
     reply.event(b"error", orjson.dumps(payload), 1.0, 1, None)
-    Reply().body(orjson.dumps(payload))
+    make_reply("chat").body(orjson.dumps(payload))
     reply.tokens()
     list(reply.flags())
 
@@ -151,9 +153,9 @@ def test_deep_nesting_never_raises(shape: tuple[bytes, bytes], name: bytes) -> N
     depth = 1020 // opening.count(b"[") if b"[" in opening and b"{" not in opening else 500
     data = opening * depth + b"1" + closing * depth
     orjson.loads(data)
-    reply = Reply()
+    reply = make_reply("chat")
     reply.event(name, data, 0.0, 0, None)
-    Reply().body(data)
+    make_reply("chat").body(data)
 
     assert (reply.error is not None) == (name == b"error" or b"error" in opening)
 
@@ -178,7 +180,7 @@ def test_any_json_is_read_to_the_end(payloads: list[Any], choices: int) -> None:
     """Whatever the shapes, a reply is either complete, failed or neither, and its figures exist."""
     reply = read(*payloads, choices=choices)
     for payload in payloads:
-        Reply().body(orjson.dumps(payload))
+        make_reply("chat").body(orjson.dumps(payload))
     spread, source = reply.tokens()
 
     assert len(reply.gaps_s) == max(0, reply.output_events.total - 1)
@@ -445,13 +447,13 @@ def test_a_zero_placeholder_in_a_whole_answer_is_absent() -> None:
 @pytest.mark.parametrize("body", [b"\n\n {}", b"{}\n"])
 def test_blank_lines_around_a_body_do_not_matter(body: bytes) -> None:
     """DeepSeek sends them to keep a connection alive."""
-    assert Reply().body(body)
+    assert make_reply("chat").body(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"5", b'"text"', b"null", b"{}\n{}"])
 def test_what_is_no_json_object_is_no_answer(body: bytes) -> None:
     """Lists, words and several objects included."""
-    assert not Reply().body(body)
+    assert not make_reply("chat").body(body)
 
 
 # -- errors ------------------------------------------------------------------------------------
@@ -503,7 +505,7 @@ def test_an_error_of_any_length_is_short(payload: Any) -> None:
 def test_an_error_is_seen_wherever_it_comes(payload: Any) -> None:
     """Inside a stream after a good start, even after a finish, and as the whole body."""
     streamed = read(chunk({"content": "a"}, finish="stop"), payload)
-    body = Reply()
+    body = make_reply("chat")
     body.body(orjson.dumps(payload))
 
     assert (streamed.error, body.error) == ("boom", "boom")
@@ -523,7 +525,7 @@ def test_the_first_error_is_kept() -> None:
 @pytest.mark.parametrize(("data", "words"), [(b"boom", "boom"), (b"", "an error without words")])
 def test_an_error_event_need_not_be_json(data: bytes, words: str) -> None:
     """Its name is enough."""
-    reply = Reply()
+    reply = make_reply("chat")
     reply.event(b"error", data, 0.0, 0, None)
 
     assert reply.error == words
@@ -534,7 +536,7 @@ def test_an_error_event_need_not_be_json(data: bytes, words: str) -> None:
 
 def test_events_of_one_read_are_coalesced() -> None:
     """Their gaps are 0, and it is said that they came together."""
-    reply = Reply()
+    reply = make_reply("chat")
     for at, number in ((1.0, 1), (1.0, 1), (1.5, 2), (1.5, 3)):
         reply.event(b"", orjson.dumps(chunk({"content": "a"})), at, number, 0.001)
 

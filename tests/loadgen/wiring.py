@@ -13,6 +13,7 @@ from collectors.records import Outcome
 from loadgen.body import AnswerBody
 from loadgen.exchange import Exchange, Limits
 from loadgen.outcome import judge_exchange
+from loadgen.replies import make_reply
 from loadgen.reply import Reply
 from loadgen.target import HttpRequest, parse_target, render_head
 from loadgen.wire import WireTransport
@@ -49,7 +50,7 @@ def prepare(url: str, body: bytes = b"{}") -> tuple[Exchange, AnswerBody]:
     """A request that has not been sent, and the body for its answer."""
     target = parse_target(url)
     head = render_head(target, "POST", "/v1/chat/completions", {"X-Test": "1"})
-    return Exchange(request=HttpRequest(target, head, body)), AnswerBody(Reply())
+    return Exchange(request=HttpRequest(target, head, body)), AnswerBody(make_reply("chat"))
 
 
 def judged(exchange: Exchange, answer: AnswerBody) -> Seen:

@@ -1,0 +1,148 @@
+"""Chat completions and legacy completions, as OpenAI-compatible servers send them.
+
+Both are read alike, since some servers mix their shapes in one stream. Output is non-empty content,
+reasoning, refusal, audio, images, or a tool call's name or arguments; a role is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loadgen.reply import ANSWER, HIDDEN, REASONING, REFUSAL, TOOL, Reply, has_words
+from loadgen.usage import count, usage_of_timings
+
+
+class ChatReply(Reply):
+    """An answer of one or more choices."""
+
+    __slots__ = ("_running_tokens",)
+
+    def __init__(self, choices: int = 1) -> None:
+        super().__init__(choices)
+        self._running_tokens: dict[int, int] = {}
+
+    def _chunk(self, payload: dict[str, Any], at: float, read: int, delay: float | None) -> None:
+        kinds = tokens = 0
+        usage = payload.get("usage")
+        choices = payload.get("choices")
+        if choices.__class__ is not list:
+            choices = ()
+        for choice in choices:
+            if choice.__class__ is dict:
+                kind, proven = self._choice(choice)
+                kinds |= kind
+                tokens += proven
+                usage = usage or choice.get("usage")  # Moonshot's place
+        if not usage and ("x_groq" in payload or "timings" in payload):
+            usage = _side_usage(payload)
+        if isinstance(usage, dict):
+            grown = self._take_usage(usage, choices, is_output=bool(kinds))
+            tokens = tokens or grown
+        if tokens and not kinds:
+            kinds = HIDDEN
+        if kinds:
+            self._output(kinds, tokens, at, read, delay)
+
+    def _choice(self, choice: dict[str, Any]) -> tuple[int, int]:
+        """Bits of the kinds of output in one choice, and the tokens it proves."""
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            kinds = _delta_kinds(delta)
+        else:
+            text = choice.get("text")
+            kinds = ANSWER if isinstance(text, str) and text else 0
+        reason = choice.get("finish_reason")
+        if reason:
+            self._end(reason, _index(choice))
+        ids, logprobs = choice.get("token_ids"), choice.get("logprobs")
+        if not ids and not logprobs:
+            return kinds, 0
+        return kinds, self._prove(ids, _logprob_entries(logprobs))
+
+    def _take_usage(
+        self, usage: Mapping[str, Any], choices: Sequence[Any], *, is_output: bool
+    ) -> int:
+        """Keep ``usage``; the tokens that its growth proves for this event, 0 where it proves none.
+
+        Growth is told from the count before, of the same choice. Where output came without a count,
+        the first count covers more than its own event. A count without a choice, or beside a finish
+        reason, belongs to the whole answer.
+        """
+        self._keep_usage(usage)
+        if not choices or not isinstance(choices[0], dict):
+            return 0
+        index = _index(choices[0])
+        if index in self._finish and not is_output:
+            return 0
+        now = count(usage, "completion_tokens") or 0
+        before = self._running_tokens.get(index, None if self.has_output else 0)
+        self._running_tokens[index] = max(now, before or 0)
+        return 0 if before is None else max(0, now - before)
+
+    def _whole(self, payload: dict[str, Any]) -> None:
+        choices = payload.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                message = choice.get("message")
+                kinds, _ = self._choice(
+                    {**choice, "delta": message} if isinstance(message, dict) else choice
+                )
+                self.n_answer += bool(kinds)
+        usage = payload.get("usage") or _side_usage(payload)
+        if isinstance(usage, dict):
+            self._keep_usage(usage)
+            self._usage_final = True
+
+
+def _index(choice: Mapping[str, Any]) -> int:
+    index = choice.get("index")
+    return index if isinstance(index, int) else 0
+
+
+def _delta_kinds(delta: Mapping[str, Any]) -> int:
+    content = delta.get("content")
+    if isinstance(content, str):
+        if content:
+            return ANSWER
+    elif isinstance(content, list) and (kinds := _part_kinds(content)):
+        return kinds
+    if delta.get("reasoning_content") or delta.get("reasoning"):
+        return REASONING
+    if has_words(delta.get("reasoning_details"), "text", "summary", "data"):
+        return REASONING
+    calls = delta.get("tool_calls")
+    if isinstance(calls, list):
+        functions = [call.get("function") for call in calls if isinstance(call, dict)]
+        if has_words(functions, "name", "arguments"):
+            return TOOL
+    if has_words([delta.get("function_call")], "name", "arguments"):
+        return TOOL
+    if delta.get("refusal"):
+        return ANSWER | REFUSAL
+    return ANSWER if delta.get("audio") or delta.get("images") else 0
+
+
+def _part_kinds(parts: list[Any]) -> int:
+    """Mistral sends content as a list of parts, thinking among them."""
+    kinds = 0
+    for part in parts:
+        if isinstance(part, dict):
+            if part.get("type") == "thinking" and part.get("thinking"):
+                kinds |= REASONING
+            elif part.get("text"):
+                kinds |= ANSWER
+    return kinds
+
+
+def _logprob_entries(logprobs: Any) -> Any:
+    """One entry a token, in either API's place."""
+    return logprobs.get("content") or logprobs.get("tokens") if isinstance(logprobs, dict) else None
+
+
+def _side_usage(payload: Mapping[str, Any]) -> Any:
+    """Groq's and llama.cpp's places for token counts."""
+    groq, timings = payload.get("x_groq"), payload.get("timings")
+    if isinstance(groq, dict) and groq.get("usage"):
+        return groq["usage"]
+    return usage_of_timings(timings) if isinstance(timings, dict) else None
