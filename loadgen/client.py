@@ -15,13 +15,16 @@ import orjson
 from collectors.records import Outcome, RequestRecord
 from collectors.redact import redact_text
 from loadgen.body import AnswerBody
-from loadgen.dialects import GENERIC, Dialect, apply_dialect
+from loadgen.dialects import GENERIC, STANDARD_PATHS, Dialect, apply_dialect
 from loadgen.exchange import End, Exchange, Limits, Transport
 from loadgen.outcome import judge_exchange
+from loadgen.replies import make_reply
 from loadgen.reply import Reply
 from loadgen.target import HttpRequest, Target, render_head
 
-API_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+API_PATHS = STANDARD_PATHS
+"""The APIs that can be asked, and where they usually are."""
+
 MAX_DETAIL = 500
 _HEADERS = {
     "Content-Type": "application/json",
@@ -29,6 +32,22 @@ _HEADERS = {
     "Accept-Encoding": "identity",
     "User-Agent": "streamgauge",
 }
+_HEADERS_OF_API = {"messages": {"anthropic-version": "2023-06-01"}}  # refused without
+_PROMPT_FIELDS = {
+    "chat": "messages",
+    "completions": "prompt",
+    "responses": "input",
+    "messages": "messages",
+    "embeddings": "input",
+}
+_LIMIT_FIELDS = {
+    "chat": "max_tokens",
+    "completions": "max_tokens",
+    "responses": "max_output_tokens",
+    "messages": "max_tokens",
+}
+_ASKS_FOR_USAGE = frozenset({"chat", "completions"})  # the others send it anyway
+_MESSAGES_LIMIT = 1024  # that API refuses a request without a limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +80,9 @@ class Ask:
     """One request to make: what varies from request to request.
 
     Attributes:
-        prompt: text of the user's message (chat) or the prompt (completions); or the whole list of
-            chat messages.
+        prompt: text of the user's message, or what to complete or embed; or the whole list of
+            messages, as the API wants them.
+        stream: as events; embeddings never are.
         extra: further fields of the request body; they win over ours.
     """
 
@@ -114,7 +134,8 @@ class Client:
         self._seq = 0
         given = endpoint.all_headers()
         theirs = {name.lower() for name in given}
-        ours = {name: value for name, value in _HEADERS.items() if name.lower() not in theirs}
+        ours = _HEADERS | _HEADERS_OF_API.get(endpoint.api, {})
+        ours = {name: value for name, value in ours.items() if name.lower() not in theirs}
         path = endpoint.dialect.path(endpoint.api, endpoint.model)
         self._head = render_head(endpoint.target, "POST", path, {**ours, **given})
 
@@ -135,7 +156,7 @@ class Client:
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
-        reply = Reply(choices=_choices(ask))
+        reply = make_reply(self._endpoint.api, _choices(ask))
         body = AnswerBody(reply)
         exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
         self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
@@ -148,19 +169,17 @@ class Client:
         return record
 
     def _render(self, ask: Ask) -> bytes:
-        body: dict[str, Any] = {"model": self._endpoint.model}
-        if self._endpoint.api == "chat":
-            text = ask.prompt
-            body["messages"] = (
-                [{"role": "user", "content": text}] if isinstance(text, str) else text
-            )
-        else:
-            body["prompt"] = ask.prompt
-        if ask.max_tokens is not None:
-            body["max_tokens"] = ask.max_tokens
-        if ask.stream:
+        api, prompt = self._endpoint.api, ask.prompt
+        prompt_field, limit = _PROMPT_FIELDS[api], _token_limit(api, ask)
+        if prompt_field == "messages" and isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        body: dict[str, Any] = {"model": self._endpoint.model, prompt_field: prompt}
+        if limit is not None:
+            body[_LIMIT_FIELDS[api]] = limit
+        if ask.stream and api != "embeddings":
             body["stream"] = True
-            body["stream_options"] = {"include_usage": True}
+            if api in _ASKS_FOR_USAGE:
+                body["stream_options"] = {"include_usage": True}
         body = apply_dialect(body, self._endpoint.dialect, self._endpoint.api)
         body.update(ask.extra)
         return orjson.dumps(body)
@@ -206,7 +225,7 @@ class Client:
             reasoning_tokens=usage.reasoning_tokens,
             token_source=source,
             first_event_tokens=reply.first_event_tokens,
-            asked_output_tokens=ask.max_tokens,
+            asked_output_tokens=_token_limit(self._endpoint.api, ask),
             output_events=reply.output_events,
             coalesced_events=reply.coalesced,
             conn_retries=exchange.retries,
@@ -237,6 +256,13 @@ class Client:
 
     def _clean(self, detail: str | None) -> str | None:
         return None if detail is None else redact_text(detail, self._endpoint.secrets)[:MAX_DETAIL]
+
+
+def _token_limit(api: str, ask: Ask) -> int | None:
+    """The limit that is sent: none where no tokens come out, and never none where one must be."""
+    if api == "embeddings":
+        return None
+    return _MESSAGES_LIMIT if api == "messages" and ask.max_tokens is None else ask.max_tokens
 
 
 def _choices(ask: Ask) -> int:

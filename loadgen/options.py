@@ -270,7 +270,7 @@ def read_settings(
         raise OptionError("No endpoint was given; name it with --host http://HOST:PORT.")
     api = given["api"] or "chat"
     if api not in API_PATHS:
-        raise OptionError(f"--api: expected {' or '.join(API_PATHS)}, found {api!r}.")
+        raise OptionError(f"--api: expected one of {', '.join(API_PATHS)}; found {api!r}.")
     key, headers, secrets = _headers(given, environ)
     target = parse_target(host)
     price, gpus = _number(given, "gpu_hour_price"), _whole(given, "gpus", least=1)

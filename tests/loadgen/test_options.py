@@ -175,7 +175,7 @@ def test_any_text_is_a_duration_or_refused(text: str) -> None:
         ({"host": ""}, "--host http://HOST:PORT"),
         ({"host": "ftp://host"}, "--host"),
         ({"host": f"http://user:{CANARY}@host"}, "--host"),
-        ({"api": "chats"}, "--api: expected chat or completions, found 'chats'"),
+        ({"api": "chats"}, "--api: expected one of chat, completions, responses, messages,"),
         ({"input_tokens": "0"}, "--input-tokens: expected a whole number from 1 up, found '0'"),
         ({"input_tokens": "1.5"}, "--input-tokens"),
         ({"max_tokens": "many"}, "--max-tokens"),
