@@ -360,6 +360,11 @@ _CREDENTIAL = re.compile(r"(?i)auth|cookie|key|password|secret|signature|token")
 def _dialect(given: Mapping[str, Any], target: Target) -> Dialect:
     """The dialect named, or the one that the host's name tells."""
     name = given["dialect"] or "auto"
+    if given["dialect"] == "auto" and given["no_preflight"]:
+        raise OptionError(
+            "--dialect auto tries the endpoint before the run; leave out --no-preflight, or name "
+            "the dialect."
+        )
     if name != "auto" and name not in DIALECTS:
         known = ", ".join(DIALECTS)
         raise OptionError(f"--dialect: expected auto or one of {known}; found {name!r}.")

@@ -35,10 +35,11 @@ from collectors.errors import CollectorsError
 from collectors.records import Outcome, RequestRecord
 from collectors.runs import Run, new_run_id
 from loadgen.client import now
+from loadgen.dialects import from_spec
 from loadgen.errors import LoadgenError
 from loadgen.keeper import PROGRESS_FD, RunKeeper
 from loadgen.options import OPTIONS, Settings, add_to_argparse, public_config, read_settings
-from loadgen.preflight import look_at
+from loadgen.preflight import look
 from loadgen.prompts import prompts_hash
 from loadgen.session import LoadSession, RunInfo
 
@@ -111,7 +112,7 @@ class LocustPlugin:
             logging.getLogger("locust.stats_logger").disabled = True
         try:
             settings = self._read_settings()
-            self._settings = self._look(settings)
+            self._settings = look(settings)
         except LoadgenError as error:
             _leave(str(error))
         if options.run_time:
@@ -128,11 +129,6 @@ class LocustPlugin:
         assert self._environment is not None
         return read_settings(self._environment.parsed_options, self._environment.host)
 
-    def _look(self, settings: Settings) -> Settings:
-        if not settings.preflight:
-            return settings
-        return replace(settings, endpoint=look_at(settings.endpoint))
-
     # -- a run begins ------------------------------------------------------------------------
 
     def on_test_start(self, environment: Environment, **_: Any) -> None:
@@ -142,7 +138,7 @@ class LocustPlugin:
             self._start_worker(runner)
             return
         try:
-            settings = self._settings or self._look(self._read_settings())
+            settings = self._settings or look(self._read_settings())
             self._begin(environment, settings)
         except (LoadgenError, CollectorsError) as error:
             self._refuse(environment, error)
@@ -171,6 +167,7 @@ class LocustPlugin:
             run_id=run.id,
             scenario=run.scenario,
             model=settings.endpoint.model,
+            dialect=settings.endpoint.dialect.spec(),
             seed=seed,
             began_mono_s=run.began_mono_s,
             began_wall_s=run.began_wall_s,
@@ -408,7 +405,9 @@ class LocustPlugin:
         except LoadgenError as error:
             print(f"Error: {error}", file=sys.stderr)
             return
-        endpoint = replace(settings.endpoint, model=self._info.model)
+        endpoint = replace(
+            settings.endpoint, model=self._info.model, dialect=from_spec(self._info.dialect)
+        )
         self.session = self._open_session(
             replace(settings, endpoint=endpoint),
             self._info,

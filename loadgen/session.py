@@ -31,6 +31,7 @@ class RunInfo:
 
     Attributes:
         began_mono_s: CLOCK_MONOTONIC at instant 0 on the machine named by ``boot_id``.
+        dialect: what the keeper of the run saw of the endpoint, see :meth:`Dialect.spec`.
         requests: how many this process may ask; ``None`` for no limit.
         ramp_s: seconds over which this process spreads the first requests of its users.
     """
@@ -38,6 +39,7 @@ class RunInfo:
     run_id: str
     scenario: str
     model: str
+    dialect: dict[str, Any]
     seed: int
     began_mono_s: float
     began_wall_s: float
