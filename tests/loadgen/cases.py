@@ -35,6 +35,7 @@ class Case:
     Attributes:
         ttfa_ms: ``None`` where it is the same as ``ttft_ms``, -1 where there is none.
         flags: all of them, as written; the other deliveries may add ``coalesced``.
+        input_tokens: where the case is about them.
         texts: content by choice, where the case is about it.
         idle_ms: the limit between outputs.
     """
@@ -47,6 +48,7 @@ class Case:
     tokens: int | None = 2
     source: TokenSource | None = TokenSource.USAGE
     first_event_tokens: int | None = None
+    input_tokens: int | None = None
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     finish: tuple[str, ...] = ("stop",)
@@ -56,6 +58,7 @@ class Case:
     texts: tuple[str, ...] | None = None
     tpot_ms: float | None = None
     done_ms: float | None = None
+    api: str = "chat"
     choices: int = 1
     content_type: str = "text/event-stream"
     ending: Finish = Finish.END
@@ -65,6 +68,24 @@ class Case:
 def sse(payload: Any) -> bytes:
     """One event with a JSON payload."""
     return b"data: " + _json(payload) + b"\n\n"
+
+
+def typed(kind: str, **fields: Any) -> bytes:
+    """An event named by its type, as in the Responses and Messages APIs."""
+    return f"event: {kind}\n".encode() + sse({"type": kind, **fields})
+
+
+def news(kind: str, **response: Any) -> bytes:
+    """An event of the Responses API that says how the whole stands."""
+    return typed(
+        f"response.{kind}",
+        response={"object": "response", "status": kind, "error": None, "usage": None, **response},
+    )
+
+
+def block_delta(**delta: Any) -> bytes:
+    """An event of the Messages API with a piece of a block."""
+    return typed("content_block_delta", index=0, delta=delta)
 
 
 def chunk(delta: Any, *, index: int = 0, finish: str | None = None, **extra: Any) -> dict[str, Any]:
@@ -668,6 +689,7 @@ CASES = (
     ),
     Case(
         name="47-legacy",
+        api="completions",
         writes=(
             (300, text_chunk("aa")),
             (320, text_chunk("bb")),
@@ -677,5 +699,87 @@ CASES = (
         events=OutputEvents(answer=3),
         tokens=3,
         finish=("length",),
+    ),
+    Case(
+        name="48-responses",
+        api="responses",
+        writes=(
+            (5, news("created") + news("in_progress")),
+            (
+                290,
+                typed("response.output_item.added", item={"type": "message", "content": []})
+                + typed("response.content_part.added", part={"type": "output_text", "text": ""}),
+            ),
+            (300, typed("response.output_text.delta", delta="aa")),
+            (310, sse({"type": "keepalive", "sequence_number": 5})),
+            (320, typed("response.output_text.delta", delta="bb")),
+            (
+                340,
+                news(
+                    "completed",
+                    usage={
+                        "input_tokens": 7,
+                        "input_tokens_details": {"cached_tokens": 4},
+                        "output_tokens": 2,
+                        "output_tokens_details": {"reasoning_tokens": 0},
+                        "total_tokens": 9,
+                    },
+                ),
+            ),
+        ),
+        ttft_ms=300,
+        input_tokens=7,
+        cached_tokens=4,
+        reasoning_tokens=0,
+        finish=("completed",),
+        done_ms=340,
+    ),
+    Case(
+        name="49-messages",
+        api="messages",
+        writes=(
+            (
+                5,
+                typed(
+                    "message_start",
+                    message={
+                        "type": "message",
+                        "content": [],
+                        "stop_reason": None,
+                        "usage": {
+                            "input_tokens": 3,
+                            "cache_read_input_tokens": 6,
+                            "cache_creation_input_tokens": 0,
+                            "output_tokens": 1,
+                        },
+                    },
+                ),
+            ),
+            (
+                6,
+                typed("content_block_start", content_block={"type": "thinking", "thinking": ""})
+                + typed("ping"),
+            ),
+            (300, block_delta(type="thinking_delta", thinking="hm")),
+            (310, block_delta(type="signature_delta", signature="EqQB")),
+            (400, block_delta(type="text_delta", text="aa")),
+            (
+                420,
+                typed(
+                    "message_delta",
+                    delta={"stop_reason": "end_turn"},
+                    usage={"output_tokens": 5},
+                )
+                + typed("message_stop"),
+            ),
+        ),
+        ttft_ms=300,
+        ttfa_ms=400,
+        events=OutputEvents(answer=1, reasoning=1),
+        tokens=5,
+        input_tokens=9,
+        cached_tokens=6,
+        finish=("end_turn",),
+        done_ms=420,
     ),
 )

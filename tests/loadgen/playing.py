@@ -102,7 +102,7 @@ def play(case: Case, writes: Writes | None = None) -> RequestRecord:
     """The record that a case leaves."""
     transport = PlayedTransport(case, case.writes if writes is None else writes)
     idle_s = None if case.idle_ms is None else case.idle_ms / 1000
-    client = make_client(transport, [], limits=Limits(idle_s=idle_s))
+    client = make_client(transport, [], limits=Limits(idle_s=idle_s), api=case.api)
     return client.ask(ask_for(case), DUE_AT)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from collectors.records import RequestRecord
 from loadgen.sse import SseDecoder
+from tests.loadgen.api_cases import API_CASES
 from tests.loadgen.cases import (
     CASES,
     Case,
@@ -23,9 +24,10 @@ from tests.loadgen.cases import (
 from tests.loadgen.playing import play
 
 COALESCED = frozenset({"coalesced"})
-SMALL = [c for c in CASES if sum(len(data) for _, data in c.writes) < 100_000]
+ALL = (*CASES, *API_CASES)
+SMALL = [c for c in ALL if sum(len(data) for _, data in c.writes) < 100_000]
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+each_case = pytest.mark.parametrize("case", ALL, ids=lambda c: c.name)
 
 
 def milliseconds(seconds: float | None) -> float | None:
@@ -38,6 +40,7 @@ def expect_reading(record: RequestRecord, case: Case) -> None:
     assert (record.outcome, record.detail) == (case.outcome, case.detail)
     assert record.output_events == case.events
     assert (record.output_tokens, record.token_source) == (case.tokens, case.source)
+    assert case.input_tokens is None or record.input_tokens == case.input_tokens
     assert record.cached_input_tokens == case.cached_tokens
     assert record.reasoning_tokens == case.reasoning_tokens
     assert record.first_event_tokens == case.first_event_tokens
@@ -114,8 +117,9 @@ def decoded(writes: Writes) -> list[dict[str, object]]:
 
 
 def test_names_are_unique_and_no_case_is_missing() -> None:
-    """The table is whole: numbers 01 to 47, each once."""
-    assert [int(c.name[:2]) for c in CASES] == list(range(1, 48))
+    """The table is whole: numbers 01 to 49, each once."""
+    assert [int(c.name[:2]) for c in CASES] == list(range(1, 50))
+    assert len({c.name for c in ALL}) == len(ALL)
 
 
 def test_a_reading_can_be_wrong() -> None:

@@ -16,11 +16,13 @@ from loadgen.target import parse_target
 from loadgen.wire import WireTransport
 from reference_server.byteserver import ByteServer, Play, Received, Then
 from reference_server.rawhttp import LAST_CHUNK, chunk
+from tests.loadgen.api_cases import API_CASES
 from tests.loadgen.cases import CASES, Case, Finish, Writes, in_seven_byte_pieces
 from tests.loadgen.playing import ask_for, make_client
 from tests.loadgen.test_cases import expect_reading
 from tests.loadgen.wiring import flushed
 
+ALL = (*CASES, *API_CASES)
 ENDINGS = {Finish.END: Then.KEEP, Finish.RESET: Then.RESET, Finish.HOLD: Then.HOLD}
 
 
@@ -57,14 +59,20 @@ def in_small_frames(case: Case) -> Play:
     )
 
 
+def prompt_of(received: Received) -> str:
+    """What was asked, in whichever field its API has it."""
+    body = json.loads(received.body)
+    return str(body.get("prompt") or body.get("input") or body["messages"][0]["content"])
+
+
 @pytest.fixture(scope="module", params=[as_written, gzipped, in_small_frames])
 def records(request: pytest.FixtureRequest) -> dict[str, RequestRecord]:
     """The record of every case, all asked at once."""
-    by_prompt = {case.name: request.param(case) for case in CASES}
+    by_prompt = {case.name: request.param(case) for case in ALL}
     kept: list[RequestRecord] = []
 
     def choose(received: Received) -> Play:
-        return by_prompt[json.loads(received.body)["messages"][0]["content"]]
+        return by_prompt[prompt_of(received)]
 
     transport, began_at = WireTransport(), now()
     with ByteServer(choose=choose) as server:
@@ -77,16 +85,17 @@ def records(request: pytest.FixtureRequest) -> dict[str, RequestRecord]:
                 limits=Limits(idle_s=idle_s, total_s=20.0),
                 target=parse_target(server.url),
                 began_at=began_at,
+                api=case.api,
             )
             client.ask(ask_for(case), now())
 
-        users = [gevent.spawn(ask, case) for case in CASES]
+        users = [gevent.spawn(ask, case) for case in ALL]
         gevent.joinall(users, timeout=30, raise_error=True)
         transport.close()
     return {record.task: record for record in kept if record.task is not None}
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", ALL, ids=lambda c: c.name)
 def test_a_case_over_a_socket(records: dict[str, RequestRecord], case: Case) -> None:
     """Counts, outcome and flags as without one; no output is earlier than it was written."""
     record = records[case.name]
