@@ -62,11 +62,82 @@ def test_a_chat_request() -> None:
                 "n": 2,
             },
         ),
+        (
+            Ask(task="t", prompt="hi", max_tokens=9),
+            "responses",
+            {"model": "m", "input": "hi", "max_output_tokens": 9, "stream": True},
+        ),
+        (
+            Ask(task="t", prompt="hi", max_tokens=9),
+            "messages",
+            {
+                "model": "m",
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 9,
+                "stream": True,
+            },
+        ),
+        (
+            Ask(task="t", prompt="hi", max_tokens=9, extra={"encoding_format": "base64"}),
+            "embeddings",
+            {"model": "m", "input": "hi", "encoding_format": "base64"},
+        ),
     ],
 )
 def test_further_requests(ask: Ask, api: str, expected: dict[str, Any]) -> None:
-    """Of the other API, of messages, and with fields of the user's own, which win."""
+    """Of the other APIs, of messages, and with fields of the user's own, which win."""
     assert sent(ask, api=api)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [
+        ("completions", "/v1/completions"),
+        ("responses", "/v1/responses"),
+        ("messages", "/v1/messages"),
+        ("embeddings", "/v1/embeddings"),
+    ],
+)
+def test_each_api_has_its_path(api: str, path: str) -> None:
+    """And the version header goes to the one API that refuses requests without it."""
+    head, _ = sent(Ask(task="t", prompt="hi"), api=api)
+
+    assert head[0] == f"POST {path} HTTP/1.1"
+    assert ("anthropic-version: 2023-06-01" in head) == (api == "messages")
+
+
+@pytest.mark.parametrize(
+    ("api", "field", "limit"),
+    [
+        ("chat", "max_tokens", None),
+        ("responses", "max_output_tokens", None),
+        ("messages", "max_tokens", 1024),
+        ("embeddings", "max_tokens", None),
+    ],
+)
+def test_the_record_tells_the_limit_that_was_sent(api: str, field: str, limit: int | None) -> None:
+    """Without one asked for only the Messages API gets one: it refuses requests that have none."""
+    transport = Deaf(end=End.RESET, **SENT)
+    record = make_client(transport, [], api=api).ask(Ask(task="t", prompt="hi"), DUE_AT)
+    body = orjson.loads(transport.requests[0].rpartition(b"\r\n")[2])
+
+    assert (body.get(field), record.asked_output_tokens) == (limit, limit)
+
+
+def test_no_limit_is_recorded_where_no_tokens_come_out() -> None:
+    """A scenario's default for answers says nothing about embeddings."""
+    client = make_client(Deaf(end=End.RESET, **SENT), [], api="embeddings")
+
+    assert client.ask(Ask(task="t", prompt="hi", max_tokens=9), DUE_AT).asked_output_tokens is None
+
+
+@pytest.mark.parametrize("api", ["responses", "messages"])
+def test_one_answer_is_complete_where_an_api_knows_no_more(api: str) -> None:
+    """However many are asked for, since such a field is ignored there."""
+    case = next(c for c in CASES if c.api == api)
+    client = make_client(PlayedTransport(case, case.writes), [], api=api)
+
+    assert client.ask(Ask(task="t", prompt="hi", extra={"n": 3}), DUE_AT).outcome is Outcome.OK
 
 
 def test_headers_that_bend_the_measurement_are_not_sent() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collectors.records import OutputEvents, TokenSource
+from loadgen.client import API_PATHS
 from loadgen.replies import make_reply
 from loadgen.reply import MAX_WORDS, Reply, error_message
 from loadgen.usage import Usage
@@ -19,9 +20,9 @@ ANSWER, REASONING = OutputEvents(answer=1), OutputEvents(reasoning=1)
 TOOL, HIDDEN, NOTHING = OutputEvents(tool=1), OutputEvents(hidden=1), OutputEvents()
 
 
-def read(*payloads: Any, choices: int = 1) -> Reply:
+def read(*payloads: Any, choices: int = 1, api: str = "chat") -> Reply:
     """The reply after these events, a second apart."""
-    reply = make_reply("chat", choices)
+    reply = make_reply(api, choices)
     for number, payload in enumerate(payloads):
         data = payload if isinstance(payload, bytes) else orjson.dumps(payload)
         reply.event(b"", data, float(number), number, None)
@@ -129,18 +130,47 @@ def test_a_refusal_is_output_but_no_answer() -> None:
         {"choices": [{"delta": {"content": {"a": 1}}}]},
         {"choices": [{"delta": {"reasoning_details": 5, "function_call": 5}}]},
         {"choices": [{"text": 5}]},
+        {"timings": 5},
+        {"timings": {"predicted_n": "2", "prompt_n": -1, "cache_n": None}},
+        {"type": ["response.completed"]},
+        {"type": {"a": 1}, "response": {}},
+        {"type": "response.completed"},
+        {"type": "response.completed", "response": 5},
+        {"type": "response.completed", "response": {"output": 5, "usage": 5}},
+        {"type": "response.completed", "response": {"output": [5, {"type": []}, None]}},
+        {"type": "response.completed", "response": {"output": [{"content": 5, "summary": "x"}]}},
+        {"type": "response.incomplete", "response": {"incomplete_details": "x"}},
+        {"type": "response.incomplete", "response": {"incomplete_details": {"reason": [1]}}},
+        {"type": "response.failed", "response": {"error": 5}},
+        {"type": "response.output_text.delta", "delta": {"text": "a"}, "logprobs": 5},
+        {"type": "response.output_item.added", "item": "x"},
+        {"status": ["completed"], "output": {"a": 1}},
+        {"type": "message_start", "message": 5, "usage": 5},
+        {"type": "message_start", "message": {"usage": [1]}},
+        {"type": "message_delta", "delta": 5, "usage": "x"},
+        {"type": "message_delta", "delta": {"stop_reason": ["x"]}, "usage": {"output_tokens": {}}},
+        {"type": "content_block_delta", "delta": {"type": ["text_delta"], "text": "a"}},
+        {"type": "content_block_start", "content_block": [5]},
+        {"content": [5, None, {"type": 5}], "stop_reason": 5},
+        {"content": 5, "usage": 5},
+        {"data": 5},
+        {"data": [5, None, {"embedding": 5}], "usage": []},
     ],
     ids=repr,
 )
-def test_unknown_shapes_never_raise(payload: Any) -> None:
+@pytest.mark.parametrize("api", API_PATHS)
+def test_unknown_shapes_never_raise(payload: Any, api: str) -> None:
     """Neither streamed nor whole; what they say otherwise is a matter of the other tests."""
-    reply = read(payload)
+    reply = read(payload, api=api)
     reply.event(b"error", orjson.dumps(payload), 1.0, 1, None)
-    make_reply("chat").body(orjson.dumps(payload))
+    body = make_reply(api)
+    body.body(orjson.dumps(payload))
+    body.tokens()
+    list(body.flags())
     reply.tokens()
     list(reply.flags())
 
-    assert reply.error is not None
+    assert reply.error is not None or reply.after_done
 
 
 @pytest.mark.parametrize(
@@ -162,10 +192,21 @@ def test_deep_nesting_never_raises(shape: tuple[bytes, bytes], name: bytes) -> N
 
 KEYS = (
     "choices delta message content usage error finish_reason index tool_calls function reasoning "
-    "logprobs token_ids completion_tokens text type object x_groq reasoning_details"
+    "logprobs token_ids completion_tokens text type object x_groq reasoning_details timings "
+    "response output item status message stop_reason content_block output_tokens input_tokens "
+    "data embedding cache_read_input_tokens incomplete_details reason name"
+)
+WORDS = (
+    "response.completed response.incomplete response.failed response.output_text.delta "
+    "response.output_item.added response.in_progress message_start message_delta message_stop "
+    "content_block_start content_block_delta text_delta text message reasoning tool_use completed"
 )
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 99) | st.text(max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 99)
+    | st.text(max_size=3)
+    | st.sampled_from(WORDS.split()),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(KEYS.split()), inner, max_size=5)
@@ -175,17 +216,17 @@ JSON = st.recursive(
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(JSON, max_size=4), st.integers(1, 3))
-def test_any_json_is_read_to_the_end(payloads: list[Any], choices: int) -> None:
+@given(st.lists(JSON, max_size=4), st.integers(1, 3), st.sampled_from(sorted(API_PATHS)))
+def test_any_json_is_read_to_the_end(payloads: list[Any], choices: int, api: str) -> None:
     """Whatever the shapes, a reply is either complete, failed or neither, and its figures exist."""
-    reply = read(*payloads, choices=choices)
+    reply = read(*payloads, choices=choices, api=api)
     for payload in payloads:
-        make_reply("chat").body(orjson.dumps(payload))
+        make_reply(api).body(orjson.dumps(payload))
     spread, source = reply.tokens()
 
     assert len(reply.gaps_s) == max(0, reply.output_events.total - 1)
     assert (spread.output_tokens is None) or spread.output_tokens >= 0
-    assert source is None or spread.output_tokens is not None
+    assert source is None or spread.output_tokens is not None or api == "embeddings"
     assert all(isinstance(flag, str) for flag in reply.flags())
 
 
@@ -283,6 +324,18 @@ def test_a_finish_reason_error_is_an_error() -> None:
             {"usage": counts(9, 2, reasoning_tokens=1)},
             Usage(input_tokens=9, output_tokens=2, reasoning_tokens=1),
         ),
+        (
+            {"choices": [], "timings": {"cache_n": 6, "prompt_n": 3, "predicted_n": 2}},
+            Usage(input_tokens=9, output_tokens=2, cached_input_tokens=6),
+        ),
+        (
+            {"choices": [], "timings": {"prompt_n": 3, "predicted_n": 2}},
+            Usage(output_tokens=2),
+        ),
+        (
+            {"usage": counts(9, 2), "timings": {"predicted_n": 3}},
+            Usage(input_tokens=9, output_tokens=2),
+        ),
         ({"usage": None}, Usage()),
         ({"usage": counts(0, 0)}, Usage()),
         ({"usage": {"prompt_tokens": 7}}, Usage(input_tokens=7)),
@@ -336,6 +389,32 @@ def test_running_usage_of_two_choices_is_no_conflict() -> None:
 
     assert (usage.output_tokens, source) == (7, TokenSource.USAGE)
     assert reply.output_events == OutputEvents(answer=3)
+
+
+def test_llama_cpps_timings_prove_tokens_event_by_event() -> None:
+    """Where every event has them, as with ``timings_per_token``."""
+    reply = read(
+        chunk({"content": "a"}, timings={"predicted_n": 2}),
+        chunk({"content": ""}, timings={"predicted_n": 3}),
+    )
+
+    assert (reply.first_event_tokens, reply.output_events) == (2, OutputEvents(answer=1, hidden=1))
+
+
+@pytest.mark.parametrize(
+    ("usage", "flagged"),
+    [
+        (counts(7, 2), False),
+        ({"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 12}, True),
+        ({"prompt_tokens": 7, "completion_tokens": 2}, False),
+        ({"prompt_tokens": 7, "total_tokens": 7}, False),
+    ],
+)
+def test_a_total_that_is_not_the_sum_is_flagged(usage: dict[str, int], flagged: bool) -> None:
+    """Some Gemini paths leave thinking out of the output but not of the total."""
+    reply = read(chunk({"content": "a"}, finish="stop"), {"choices": [], "usage": usage})
+
+    assert ("total_mismatch" in list(reply.flags())) is flagged
 
 
 def test_usage_of_a_cut_stream_is_running() -> None:
