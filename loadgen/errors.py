@@ -21,3 +21,8 @@ class TargetError(LoadgenError):
 
 class DecodeError(LoadgenError):
     """A response cannot be decoded; the client turns it into the outcome ``malformed``."""
+
+
+def words_of(error: OSError) -> str:
+    """What went wrong, without the number."""
+    return error.strerror or str(error) or type(error).__name__

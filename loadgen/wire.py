@@ -28,7 +28,7 @@ import httptools
 from gevent import monkey
 from gevent import socket as cooperative
 
-from loadgen.errors import DecodeError
+from loadgen.errors import DecodeError, words_of
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.inflate import inflated, inflater
 from loadgen.stamps import ANCILLARY_BYTES, KernelStamps
@@ -115,10 +115,10 @@ class WireTransport:
             )
             return None
         except ssl.SSLError as error:
-            exchange.end, exchange.detail = End.TLS_ERROR, _words(error)
+            exchange.end, exchange.detail = End.TLS_ERROR, words_of(error)
             return None
         except OSError as error:
-            exchange.end, exchange.detail = End.CONNECT_ERROR, _words(error)
+            exchange.end, exchange.detail = End.CONNECT_ERROR, words_of(error)
             return None
         exchange.connect_s = time.monotonic() - began
         KernelStamps.enable(sock)
@@ -257,7 +257,7 @@ class _Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            self._finish(End.RESET, _words(error))
+            self._finish(End.RESET, words_of(error))
             self._reusable = False
             return
         if self._exchange is None:  # idle: the peer closed, or sends what nobody asked for
@@ -295,7 +295,7 @@ class _Connection:
                 data, over = self._tls.decrypt(data)
             except ssl.SSLError as error:
                 # Whom our certificate does not please says so once we have sent (TLS 1.3).
-                self._finish(End.RESET if self._bytes_seen else End.TLS_ERROR, _words(error))
+                self._finish(End.RESET if self._bytes_seen else End.TLS_ERROR, words_of(error))
                 return
         if data:
             self._bytes_seen = True
@@ -462,7 +462,3 @@ def _send_all(sock: socket.socket, data: bytes) -> None:
             view = view[sock.send(view) :]
         except BlockingIOError:
             cooperative.wait_write(sock.fileno())
-
-
-def _words(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
