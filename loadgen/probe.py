@@ -43,6 +43,7 @@ class Sight:
     """
 
     exchange: Exchange
+    body: ResponseBody
     sent: Mapping[str, Any]
     reads: list[tuple[float, bytes]] = field(default_factory=list)
     record: RequestRecord | None = None
@@ -51,6 +52,11 @@ class Sight:
     def status(self) -> int | None:
         """Of the response."""
         return self.exchange.status
+
+    @property
+    def first_output_at(self) -> float | None:
+        """CLOCK_MONOTONIC seconds of the first output."""
+        return self.body.first_output_at
 
     @property
     def raw(self) -> bytes:
@@ -178,7 +184,8 @@ class _Watch:
         return self._transport.stamp
 
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
-        self.sight = Sight(exchange=exchange, sent=orjson.loads(exchange.request.body))
+        sent = orjson.loads(exchange.request.body)
+        self.sight = Sight(exchange=exchange, body=body, sent=sent)
         self._transport.send(exchange, _WatchedBody(body, self.sight.reads), limits)
 
     def close(self) -> None:
