@@ -20,6 +20,7 @@ from loadgen.client import API_PATHS, Endpoint
 from loadgen.dialects import DIALECTS, Dialect, dialect_of_host, fitting
 from loadgen.errors import OptionError
 from loadgen.exchange import Limits
+from loadgen.route import Route, read_route
 from loadgen.target import Target, parse_target
 
 DEFAULT_DRAIN_S = 60.0
@@ -167,6 +168,49 @@ OPTIONS = (
         help="Limit from sent to the end (default 600 s, 0 for none).",
     ),
     Option(
+        name="--transport",
+        kind="text",
+        metavar="wire|httpx",
+        help="How requests are sent (default wire; httpx for HTTP/2 and proxies).",
+        in_web_ui=False,
+    ),
+    Option(
+        name="--proxy",
+        kind="text",
+        metavar="URL|@ENV",
+        help="HTTP proxy, for --transport httpx; @ENV takes the URL, which may then hold a "
+        "password, from the environment.",
+        in_web_ui=False,
+    ),
+    Option(
+        name="--ca-file",
+        kind="text",
+        metavar="FILE",
+        help="PEM certificates to trust instead of the system's.",
+        in_web_ui=False,
+    ),
+    Option(
+        name="--client-cert",
+        kind="text",
+        metavar="FILE",
+        help="PEM certificate to show to a server that asks for one.",
+        in_web_ui=False,
+    ),
+    Option(
+        name="--client-key",
+        kind="text",
+        metavar="FILE",
+        help="PEM key of --client-cert, where that file does not hold it.",
+        in_web_ui=False,
+    ),
+    Option(
+        name="--insecure",
+        kind="flag",
+        metavar="",
+        help="Check no TLS certificate; the run says so.",
+        in_web_ui=False,
+    ),
+    Option(
         name="--db",
         kind="text",
         metavar="FILE|URL",
@@ -249,6 +293,7 @@ class Settings:
     gpus: int | None = None
     preflight: bool = True
     dialect_asked: str = ""
+    route: Route = field(default_factory=Route)
 
 
 def read_settings(
@@ -273,6 +318,7 @@ def read_settings(
         raise OptionError(f"--api: expected one of {', '.join(API_PATHS)}; found {api!r}.")
     key, headers, secrets = _headers(given, environ)
     target = parse_target(host)
+    route = read_route(given, _proxy_url(given, environ))
     price, gpus = _number(given, "gpu_hour_price"), _whole(given, "gpus", least=1)
     return Settings(
         endpoint=Endpoint(
@@ -281,7 +327,7 @@ def read_settings(
             api=api,
             headers=headers,
             key=key or "",
-            secrets=secrets,
+            secrets=secrets + route.secrets,
             dialect=_dialect(given, target),
         ),
         limits=_limits(given),
@@ -301,6 +347,7 @@ def read_settings(
         gpus=gpus if gpus is not None or price is None else 1,
         preflight=not given["no_preflight"],
         dialect_asked=given["dialect"] or "",
+        route=route,
     )
 
 
@@ -323,6 +370,9 @@ def public_config(settings: Settings) -> dict[str, Any]:
         "timeout_first_s": limits.first_s,
         "timeout_idle_s": limits.idle_s,
         "timeout_total_s": limits.total_s,
+        "transport": settings.route.transport,
+        "proxy": settings.route.proxy.url if settings.route.proxy else None,
+        "tls_checked": not settings.route.tls.insecure,
     }
 
 
@@ -446,6 +496,20 @@ def _read_text(path: str, option: str) -> str:
     except ValueError:
         words = "it is no text, or its name is no path"
     raise OptionError(f"{option}: cannot read {redact_text(path)!r}: {words}.")
+
+
+def _proxy_url(given: Mapping[str, Any], environ: Mapping[str, str]) -> str | None:
+    """The proxy's URL; a password in it comes from the environment, as any secret does."""
+    text = given["proxy"]
+    if not text:
+        return None
+    if text.startswith("@"):
+        return _from_environ(environ, text[1:], "--proxy").strip()
+    if "@" in text:
+        raise OptionError(
+            "--proxy: a URL with a user or a password would put secrets in logs; give it as @ENV."
+        )
+    return str(text)
 
 
 def _limits(given: Mapping[str, Any]) -> Limits:

@@ -232,6 +232,7 @@ class LocustPlugin:
             gpu_hour_price_usd=settings.gpu_hour_price_usd,
             gpus=settings.gpus,
             prompts_hash=prompts_hash(seed, scenario, settings.input_tokens),
+            notes=settings.route.notes,
         )
 
     def _open_session(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -15,7 +14,8 @@ from loadgen.exchange import Limits, Transport
 from loadgen.ladder import REFUSED, Shape
 from loadgen.options import Settings
 from loadgen.probe import Probe
-from loadgen.wire import WireTransport
+from loadgen.route import Route
+from loadgen.transports import make_transport
 
 TIMEOUT_S = 10.0
 _KEY_HEADERS = {"authorization", "api-key", "x-api-key", "x-portkey-api-key"}
@@ -38,7 +38,7 @@ class ModelList:
 
 
 def look_at(
-    endpoint: Endpoint, *, knows_dialect: bool = False, context: ssl.SSLContext | None = None
+    endpoint: Endpoint, *, knows_dialect: bool = False, route: Route | None = None
 ) -> Endpoint:
     """The endpoint with its model filled in, and its dialect where that can be seen.
 
@@ -47,13 +47,13 @@ def look_at(
     Args:
         endpoint: as the options give it.
         knows_dialect: the user named it, so it stands.
-        context: whom to trust; ``None`` for the system's authorities.
+        route: the way there; ``None`` for the plain one.
 
     Raises:
         TargetError: it cannot be reached, refuses the key, does not serve the model, or the model
             was not given and cannot be told.
     """
-    models = list_models(endpoint, context)
+    models = list_models(endpoint, route)
     if not knows_dialect and endpoint.dialect is GENERIC:
         endpoint = replace(endpoint, dialect=recognise(evidence_of(endpoint, models))[0])
     return with_model(endpoint, models)
@@ -68,9 +68,10 @@ def look(settings: Settings) -> Settings:
     if not settings.preflight:
         return settings
     asked = settings.dialect_asked
-    endpoint = look_at(settings.endpoint, knows_dialect=asked not in ("", "auto"))
+    knows_dialect = asked not in ("", "auto")
+    endpoint = look_at(settings.endpoint, knows_dialect=knows_dialect, route=settings.route)
     if asked == "auto":
-        transport = WireTransport()
+        transport = make_transport(settings)
         try:
             endpoint = learn(endpoint, settings, transport)
         finally:
@@ -101,7 +102,7 @@ def probe_limits(limits: Limits) -> Limits:
     return replace(limits, total_s=min(limits.total_s or 120.0, 120.0))
 
 
-def list_models(endpoint: Endpoint, context: ssl.SSLContext | None = None) -> ModelList:
+def list_models(endpoint: Endpoint, route: Route | None = None) -> ModelList:
     """Ask for the list of models.
 
     Raises:
@@ -110,7 +111,7 @@ def list_models(endpoint: Endpoint, context: ssl.SSLContext | None = None) -> Mo
     path = endpoint.dialect.models_url_path()
     if path is None:
         return ModelList()
-    response = fetch(endpoint, path, context)
+    response = fetch(endpoint, path, route)
     if response.is_redirect:
         raise TargetError(
             f"{endpoint.target.url} redirects to {redact_url(response.headers['location'])}; "
@@ -128,15 +129,21 @@ def list_models(endpoint: Endpoint, context: ssl.SSLContext | None = None) -> Mo
     )
 
 
-def fetch(endpoint: Endpoint, path: str, context: ssl.SSLContext | None = None) -> httpx.Response:
+def fetch(endpoint: Endpoint, path: str, route: Route | None = None) -> httpx.Response:
     """GET a page below the endpoint's base path, with the endpoint's headers.
 
     Raises:
         TargetError: one sentence about why there is no answer.
     """
+    route = route or Route()
+    tls = route.tls.context()
+    way = None
+    if route.proxy is not None:
+        over = tls if route.proxy.over_tls else None
+        way = httpx.Proxy(route.proxy.url, ssl_context=over, auth=route.proxy.auth)
     try:
-        # No proxy from the environment: the load itself goes straight to the target.
-        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, verify=context or True) as client:
+        # Nothing from the environment: the load itself takes nothing from there either.
+        with httpx.Client(timeout=TIMEOUT_S, trust_env=False, verify=tls, proxy=way) as client:
             return client.get(f"{endpoint.target.url}{path}", headers=endpoint.all_headers())
     except httpx.TimeoutException:
         raise TargetError(

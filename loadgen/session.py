@@ -18,7 +18,7 @@ from loadgen.client import Ask, Client, now
 from loadgen.health import LoopHealth
 from loadgen.options import Settings
 from loadgen.prompts import PromptMaker
-from loadgen.wire import WireTransport
+from loadgen.transports import make_transport
 
 FLUSH_S = 0.5
 MAX_BATCH_RECORDS = 256
@@ -94,7 +94,7 @@ class LoadSession:
         self._records: list[RequestRecord] = []
         self._sequence = 0
         self._phase = self.random.random()  # each worker's users fall between those of the others
-        self._transport = WireTransport()
+        self._transport = make_transport(settings)
         self._health = LoopHealth(gevent.sleep)
         self._read_delay_us = HdrHistogram(1, 600_000_000, 3)
         self._events = self._coalesced = 0
