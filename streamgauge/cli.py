@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Write one run's requests to JSONL, CSV or Parquet.",
     "check": "Judge a run against an SLA file.",
     "dashboard": "Open the dashboard.",
+    "doctor": "Ask an endpoint what it can do and what a run would measure.",
     "serve": "Start the reference server.",
 }
 OWN_FAILURE = 4

@@ -1,0 +1,63 @@
+"""``streamgauge doctor``: what an endpoint can do, and what a run against it would measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import click
+
+from loadgen.options import OPTIONS, read_settings
+from streamgauge.commands._reading import echo_json, format_option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What says where and as whom to ask; the rest of a run's options is about load.
+_ASKED = (
+    *("--model", "--api", "--dialect", "--api-version", "--api-key-env", "--api-key-file"),
+    *("--header", "--timeout-total", "--transport", "--proxy"),
+    *("--ca-file", "--client-cert", "--client-key", "--insecure"),
+)
+
+
+def _endpoint_options(function: F) -> F:
+    for option in reversed([o for o in OPTIONS if o.name in _ASKED]):
+        if option.kind == "flag":
+            function = click.option(option.name, is_flag=True, help=option.help)(function)
+        else:
+            function = click.option(
+                option.name,
+                metavar=option.metavar,
+                help=option.help,
+                multiple=option.kind == "repeat",
+            )(function)
+    return function
+
+
+@click.command()
+@click.argument("url")
+@format_option("text", "json")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@_endpoint_options
+def command(url: str, form: str, as_json: bool, **options: Any) -> int:
+    """Ask the endpoint at URL what it can do, with at most four tiny requests.
+
+    Prints what was learned, and what a run would and could not measure. Exit codes: 0 a run would
+    be answered; 2 it would not, or the endpoint cannot be reached.
+    """
+    from loadgen.diagnosis import document, text  # `--help` needs no gevent
+    from loadgen.doctor import examine
+    from loadgen.transports import make_transport
+
+    settings = read_settings(SimpleNamespace(**options), url)
+    transport = make_transport(settings)
+    try:
+        findings = examine(settings, transport)
+    finally:
+        transport.close()
+    if as_json or form == "json":
+        echo_json(document(findings))
+    else:
+        click.echo(text(findings), nl=False)
+    return 0 if findings.usable else 2
