@@ -84,9 +84,9 @@ def rows(f: Findings) -> Iterator[tuple[str, str]]:
     limit = f"; limit field {dialect.limit_field}" if f.endpoint.api == "chat" else ""
     yield "requests", f"{f.asked} of at most {MAX_REQUESTS}{limit}"
     for r in f.refused:
-        left = " and ".join(r.left_out) or "nothing left to change"
         how = "then without" if r.named else "then tried without"
-        yield "refused", f"HTTP {r.status} ({r.words}), {how} {left}"
+        left = f", {how} {joined(r.left_out)}" if r.left_out else ""
+        yield "refused", f"HTTP {r.status} ({r.words}){left}"
     version = f.models.http_version or "HTTP"
     server = f.sight.exchange.headers.get("server")
     kept = "kept alive" if f.sight.exchange.reused else "a new connection each"

@@ -60,21 +60,27 @@ class Step:
     named: bool
 
 
-def step_down(shape: Shape, sent: Mapping[str, Any], words: str) -> Step | None:
+def step_down(
+    shape: Shape, sent: Mapping[str, Any], words: str, *, hurry: bool = False
+) -> Step | None:
     """The next shape after a refusal; ``None`` where nothing of ours is left to change.
 
     Args:
         shape: what was sent.
         sent: the body that was refused.
         words: the whole body of the refusal: some name the field outside the message.
+        hurry: leave out at once whatever a run does not ask for; few requests are left.
     """
     named = [name for name in _ours(shape, sent) if _names(words, name)]
     if CONTINUOUS in named and USAGE in named:
         named.remove(USAGE)  # "stream_options.continuous_usage_stats" names the inner one
-    left_out = tuple(named) or _next_rung(shape, sent)
+    needless = _needless(shape, sent)
+    left_out = [*named, *needless] if hurry else named or needless
+    left_out = left_out or _ours(shape, sent)[:1]
     if not left_out:
         return None
-    return Step(shape=_without(shape, left_out), left_out=left_out, named=bool(named))
+    once = tuple(dict.fromkeys(left_out))
+    return Step(shape=_without(shape, once), left_out=once, named=bool(named))
 
 
 def _ours(shape: Shape, sent: Mapping[str, Any]) -> list[str]:
@@ -96,10 +102,8 @@ def _names(words: str, name: str) -> bool:
     return any(re.search(rf"\b{re.escape(s)}\b", words) for s in spellings)
 
 
-def _next_rung(shape: Shape, sent: Mapping[str, Any]) -> tuple[str, ...]:
-    ours = _ours(shape, sent)
-    needless = [name for name in ours if name == CONTINUOUS or name in shape.extra]
-    return tuple(needless or ours[:1])
+def _needless(shape: Shape, sent: Mapping[str, Any]) -> list[str]:
+    return [name for name in _ours(shape, sent) if name == CONTINUOUS or name in shape.extra]
 
 
 def _without(shape: Shape, names: tuple[str, ...]) -> Shape:

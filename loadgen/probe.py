@@ -82,7 +82,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A request that was refused, and what the next one went without."""
+    """A request that was refused, and what the next one went without; nothing, if none came."""
 
     status: int
     words: str
@@ -154,10 +154,10 @@ class Probe:
             sight = self.ask(shape)
             if sight.status not in REFUSED:
                 return shape, sight
-            optional = replace(
-                shape, extra={k: v for k, v in shape.extra.items() if k not in self._fields}
-            )
-            step = step_down(optional, sight.sent, sight.raw.decode("utf-8", "replace"))
+            words = sight.raw.decode("utf-8", "replace")
+            step = step_down(shape, sight.sent, words, hurry=self.left < MAX_REQUESTS - 1)
+            if not self.left:
+                step = None
             self.refused.append(
                 Refused(
                     status=sight.status or 0,
@@ -166,7 +166,7 @@ class Probe:
                     named=step is not None and step.named,
                 )
             )
-            if step is None or not self.left:
+            if step is None:
                 return shape, sight
             shape = step.shape
 

@@ -9,6 +9,7 @@ import pytest
 
 from collectors.records import Outcome, RequestRecord
 from loadgen.client import Ask
+from loadgen.dialects import DIALECTS
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from tests.loadgen.cases import CASES
 from tests.loadgen.playing import DUE_AT, SENT_AT, Deaf, PlayedTransport, make_client, play
@@ -156,6 +157,29 @@ def test_a_header_of_the_users_replaces_ours() -> None:
         "user-agent: theirs"
     ]
     assert "X-A: 1" in head
+
+
+def test_a_request_in_another_dialect() -> None:
+    """Path, key and token limit are the dialect's; what the user adds goes out as it is."""
+    head, body = sent(
+        Ask(task="t", prompt="hi", max_tokens=9, extra={"max_tokens": 5}),
+        dialect=DIALECTS["azure"],
+        key="k",
+    )
+
+    version = DIALECTS["azure"].api_version
+    assert head[0].split()[1] == f"/openai/deployments/m/chat/completions?api-version={version}"
+    assert "api-key: k" in head
+    assert (body["max_completion_tokens"], body["max_tokens"]) == (9, 5)
+
+
+@pytest.mark.parametrize(("value", "flagged"), [("HIT", True), ("MISS", False)])
+def test_an_answer_from_a_gateways_cache_is_flagged(value: str, flagged: bool) -> None:
+    """No model was asked, so its times are no model's."""
+    transport = Deaf(end=End.RESET, headers={"helicone-cache": value}, **SENT)
+    client = make_client(transport, [], dialect=DIALECTS["helicone"])
+
+    assert ("gateway_cache" in client.ask(Ask(task="t", prompt="hi"), DUE_AT).flags) == flagged
 
 
 @pytest.mark.parametrize("n", [None, "two", 0, -1, 1.5, []])

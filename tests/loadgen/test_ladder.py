@@ -84,3 +84,12 @@ def test_a_field_that_was_not_sent_is_not_left_out() -> None:
     shape = Shape(dialect=GENERIC, api="responses")
 
     assert step_down(shape, {"input": "x", "max_output_tokens": 24}, "max_tokens") is None
+
+
+def test_in_a_hurry_everything_needless_goes_with_what_is_named() -> None:
+    """Few requests are left, and the last should be one that a run would send."""
+    step = step_down(WIDE, sent(WIDE), "unknown field min_tokens", hurry=True)
+
+    assert step is not None
+    assert set(step.left_out) == {"continuous_usage_stats", *EXTRA}
+    assert sent(step.shape).keys() == {"messages", "max_tokens", "stream_options"}

@@ -97,6 +97,12 @@ def test_a_blank_field_of_the_web_ui_is_not_given(blank: str | None) -> None:
         ({"label": ["a=1", "b = x=y "]}, {"labels": {"a": "1", "b": "x=y"}}),
         ({"db": "a.db", "run_name": "r"}, {"db": "a.db", "run_name": "r"}),
         ({"no_preflight": True}, {"preflight": False}),
+        ({"dialect": "vllm"}, {"endpoint.dialect.name": "vllm", "dialect_asked": "vllm"}),
+        ({"dialect": "auto"}, {"endpoint.dialect.name": "generic", "dialect_asked": "auto"}),
+        (
+            {"dialect": "azure", "api_version": "2025-01-01"},
+            {"endpoint.dialect.name": "azure", "endpoint.dialect.api_version": "2025-01-01"},
+        ),
     ],
 )
 def test_what_is_given_is_taken(given: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -208,6 +214,10 @@ def test_any_text_is_a_duration_or_refused(text: str) -> None:
         ({"extra_body": f'{{"key": "{CANARY}"'}, "--extra-body"),
         ({"extra_body": "@no/such/file"}, "--extra-body: cannot read 'no/such/file'"),
         ({"extra_body": "@\0"}, "--extra-body: cannot read"),
+        ({"dialect": "klingon"}, "--dialect: expected auto or one of generic, litellm,"),
+        ({"dialect": "auto", "no_preflight": True}, "--dialect auto tries the endpoint"),
+        ({"api_version": "2025-01-01"}, "--api-version: an OpenAI-compatible server has none"),
+        ({"dialect": "azure", "api_version": "a&b"}, "--api-version: expected a version like"),
         ({"header": ["X-A"]}, "--header: expected NAME=VALUE"),
         ({"header": [f"Authorization: Bearer {CANARY}"]}, "--header: expected NAME=VALUE"),
         ({"header": [f"Authorization: Basic {CANARY}=="]}, "--header: expected NAME=VALUE"),
@@ -290,6 +300,16 @@ def test_secrets_go_into_headers_and_nowhere_else(
     assert CANARY in taken.endpoint.secrets
     assert CANARY not in str(public_config(taken))
     assert public_config(taken)["header_names"] == sorted(headers)
+
+
+def test_the_key_goes_where_the_dialect_wants_it() -> None:
+    """The host tells the dialect before anything is asked; the run keeps only the name."""
+    taken = settings("https://mine.openai.azure.com", api_key_env="KEY", model="dep")
+
+    assert taken.endpoint.all_headers() == {"api-key": CANARY}
+    assert public_config(taken)["header_names"] == ["api-key"]
+    assert public_config(taken)["dialect"]["name"] == "azure"
+    assert CANARY not in repr(taken)
 
 
 def test_a_key_from_a_file(tmp_path: Path) -> None:
