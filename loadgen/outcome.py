@@ -7,6 +7,7 @@ from collectors.redact import redact_url
 from loadgen.body import AnswerBody
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange
+from loadgen.retry_after import asked_wait_s
 
 _BY_END = {
     End.RESET: Outcome.RESET,
@@ -52,7 +53,11 @@ def _words_of_refusal(exchange: Exchange, body: AnswerBody) -> str | None:
     location = exchange.headers.get("location")
     if location is not None:
         return f"a redirect to {redact_url(location)}, not followed"
-    return body.refusal or exchange.detail
+    words = body.refusal or exchange.detail
+    wait_s = asked_wait_s(exchange.headers)
+    if wait_s is None:
+        return words
+    return "; ".join(filter(None, (f"asks to wait {round(wait_s, 2):g} s", words)))
 
 
 def _refused(status: int) -> Outcome:
