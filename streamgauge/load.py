@@ -115,7 +115,8 @@ def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     def pass_on(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         if process.poll() is None:
-            process.send_signal(number if len(received) == 1 else signal.SIGKILL)
+            # SIGTERM for either: a run started in the background by a shell ignores SIGINT.
+            process.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
 
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:

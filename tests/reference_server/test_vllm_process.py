@@ -165,5 +165,6 @@ def test_the_server_dies_with_the_process_that_started_it(
             parent.wait(30)
             expect_gone(pid)
         finally:
+            parent.kill()
             with contextlib.suppress(ProcessLookupError):
                 os.kill(helper_pid(tmp_path / "log"), signal.SIGKILL)
