@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -221,6 +224,63 @@ def test_a_plain_request_goes_by_the_proxy() -> None:
         assert request.headers["host"] == "endpoint.invalid:99"
         assert request.headers["proxy-authorization"].startswith("Basic ")
         assert server.connections == 2
+
+
+class Tunnel:
+    """A proxy that opens tunnels, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        """One client is enough."""
+        near, _ = self._listener.accept()
+        self.asked.append(near.recv(65536))
+        host, port = self.asked[0].split()[1].decode().split(":")
+        far = socket.create_connection((host, int(port)))
+        near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        back = threading.Thread(target=self._pass_on, args=(far, near), daemon=True)
+        back.start()
+        self._pass_on(near, far)
+        back.join()
+        near.close()
+        far.close()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_tls_goes_through_a_tunnel(over_tls: ByteServer, folder: Path) -> None:
+    """To ask for it is part of connecting, and the endpoint's certificate is what counts."""
+    with Tunnel() as tunnel:
+        environ = {"P": tunnel.url.replace("://", "://user:word@")}
+        ca_file = str(folder / "certificate.pem")
+        taken = read_settings(
+            SimpleNamespace(transport="httpx", proxy="@P", ca_file=ca_file), over_tls.url, environ
+        )
+        made = make_transport(taken)
+        first, second = ask(made, over_tls.url), ask(made, over_tls.url)
+        made.close()
+
+        assert [s.outcome for s in (first, second)] == [Outcome.OK, Outcome.OK]
+        assert (first.exchange.retries, first.exchange.reused) == (0, False)
+        assert second.exchange.reused
+        assert tunnel.asked[0].startswith(b"CONNECT 127.0.0.1:")
+        assert b"Proxy-Authorization: Basic " in tunnel.asked[0]
+        assert "proxy-authorization" not in over_tls.requests[0].headers
 
 
 def test_a_proxy_that_refuses_the_tunnel_is_no_connection() -> None:

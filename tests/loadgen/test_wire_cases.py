@@ -1,10 +1,14 @@
-"""The table of answers again, over real sockets: as written, gzipped, and in small frames."""
+"""The table of answers again, over real sockets: as written, gzipped, and in small frames.
+
+Through both transports, which therefore agree.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 
 import gevent
 import pytest
@@ -12,6 +16,7 @@ import pytest
 from collectors.records import RequestRecord
 from loadgen.client import now
 from loadgen.exchange import Limits
+from loadgen.httpx_transport import HttpxTransport
 from loadgen.target import parse_target
 from loadgen.wire import WireTransport
 from reference_server.byteserver import ByteServer, Play, Received, Then
@@ -65,16 +70,21 @@ def prompt_of(received: Received) -> str:
     return str(body.get("prompt") or body.get("input") or body["messages"][0]["content"])
 
 
-@pytest.fixture(scope="module", params=[as_written, gzipped, in_small_frames])
+@pytest.fixture(
+    scope="module",
+    params=product((WireTransport, HttpxTransport), (as_written, gzipped, in_small_frames)),
+    ids=lambda pair: f"{pair[0].__name__}-{pair[1].__name__}",
+)
 def records(request: pytest.FixtureRequest) -> dict[str, RequestRecord]:
     """The record of every case, all asked at once."""
-    by_prompt = {case.name: request.param(case) for case in ALL}
+    make_transport, delivery = request.param
+    by_prompt = {case.name: delivery(case) for case in ALL}
     kept: list[RequestRecord] = []
 
     def choose(received: Received) -> Play:
         return by_prompt[prompt_of(received)]
 
-    transport, began_at = WireTransport(), now()
+    transport, began_at = make_transport(), now()
     with ByteServer(choose=choose) as server:
 
         def ask(case: Case) -> None:

@@ -1,4 +1,4 @@
-"""The wire transport over TLS."""
+"""Both transports over TLS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import gevent
 import pytest
 
 from collectors.records import Outcome
-from loadgen.exchange import End
+from loadgen.exchange import End, Transport
+from loadgen.httpx_transport import HttpxTransport
 from loadgen.wire import WireTransport
 from reference_server.byteserver import ByteServer, Play, Then, self_signed_context
 from reference_server.rawhttp import LAST_CHUNK, chunk
@@ -47,22 +48,23 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
     return Tls(server, ssl.create_default_context(cafile=str(certificate)))
 
 
-@pytest.fixture
-def trusting(tls: Tls) -> Iterator[WireTransport]:
-    """A transport that trusts the certificate."""
-    transport = WireTransport(tls.client)
+@pytest.fixture(params=[WireTransport, HttpxTransport])
+def trusting(tls: Tls, request: pytest.FixtureRequest) -> Iterator[Transport]:
+    """Each transport in turn, trusting the certificate."""
+    transport = request.param(tls.client)
     yield transport
     transport.close()
 
 
-def test_an_answer_over_tls(trusting: WireTransport, tls: Tls) -> None:
-    """As without it, stamped by the kernel when the ciphertext came; the connection is kept."""
+def test_an_answer_over_tls(trusting: Transport, tls: Tls) -> None:
+    """As without it; the kernel (wire) stamps the ciphertext; the connection is kept."""
     with ByteServer(chunked(), tls=tls.server) as server:
         first, second = ask(trusting, server.url), ask(trusting, server.url)
 
         for seen in (first, second):
             assert (seen.outcome, seen.reply.n_answer) == (Outcome.OK, 2)
-            assert seen.reply.first_read_delay is not None
+            by_kernel = isinstance(trusting, WireTransport)
+            assert (seen.reply.first_read_delay is not None) == by_kernel
         assert first.exchange.connect_s is not None
         assert second.exchange.reused
         assert server.connections == 1
@@ -95,7 +97,7 @@ def test_a_certificate_that_nobody_trusts(transport: WireTransport, tls: Tls) ->
         assert server.requests == []
 
 
-def test_a_certificate_of_another_host(trusting: WireTransport, tls: Tls) -> None:
+def test_a_certificate_of_another_host(trusting: Transport, tls: Tls) -> None:
     """The name is checked."""
     with ByteServer(chunked(), tls=tls.server) as server:
         seen = ask(trusting, server.url.replace("127.0.0.1", "127.1"))  # the same address
@@ -106,7 +108,7 @@ def test_a_certificate_of_another_host(trusting: WireTransport, tls: Tls) -> Non
         assert server.requests == []
 
 
-def test_a_port_that_does_not_speak_tls(trusting: WireTransport) -> None:
+def test_a_port_that_does_not_speak_tls(trusting: Transport) -> None:
     """What it says instead is no answer."""
     with ByteServer(Play(), greeting=b"HTTP/1.1 400 Bad Request\r\n\r\n") as server:
         seen = ask(trusting, server.url.replace("http:", "https:"))
@@ -114,7 +116,7 @@ def test_a_port_that_does_not_speak_tls(trusting: WireTransport) -> None:
     assert (seen.outcome, seen.exchange.sent_at) == (Outcome.TLS_ERROR, None)
 
 
-def test_a_server_that_leaves_within_the_handshake(trusting: WireTransport) -> None:
+def test_a_server_that_leaves_within_the_handshake(trusting: Transport) -> None:
     """There was no connection yet."""
     with ByteServer(Play()) as server:
         gevent.spawn(lambda: (wait_until(lambda: server._open), server.hang_up()))
@@ -125,7 +127,7 @@ def test_a_server_that_leaves_within_the_handshake(trusting: WireTransport) -> N
     assert "handshake" in seen.detail
 
 
-def test_an_answer_larger_than_a_tls_record(trusting: WireTransport, tls: Tls) -> None:
+def test_an_answer_larger_than_a_tls_record(trusting: Transport, tls: Tls) -> None:
     """Records, reads and events have no common borders."""
     big = C("x" * 300_000)
     writes = ((0, R + big), (0, big + C("y") * 1000), (0, F() + U(7, 2) + D))
@@ -135,7 +137,7 @@ def test_an_answer_larger_than_a_tls_record(trusting: WireTransport, tls: Tls) -
     assert (seen.outcome, seen.reply.n_answer) == (Outcome.OK, 1002)
 
 
-def test_a_big_request_over_tls(trusting: WireTransport, tls: Tls) -> None:
+def test_a_big_request_over_tls(trusting: Transport, tls: Tls) -> None:
     """It goes out whole."""
     body = b"x" * (8 << 20)
     with ByteServer(chunked(), tls=tls.server) as server:
@@ -155,7 +157,7 @@ def test_a_big_request_over_tls(trusting: WireTransport, tls: Tls) -> None:
     ids=["close-delimited", "close-delimited cut", "cut", "reset", "refusal"],
 )
 def test_endings_over_tls(
-    trusting: WireTransport, tls: Tls, data: bytes, then: Then, outcome: Outcome
+    trusting: Transport, tls: Tls, data: bytes, then: Then, outcome: Outcome
 ) -> None:
     """The same outcomes as without it."""
     play = Play(writes=((0, data), (20, b"")), then=then)
@@ -163,7 +165,7 @@ def test_endings_over_tls(
         assert ask(trusting, server.url).outcome is outcome
 
 
-def test_a_stale_connection_over_tls(trusting: WireTransport, tls: Tls) -> None:
+def test_a_stale_connection_over_tls(trusting: Transport, tls: Tls) -> None:
     """One fresh try, with a handshake of its own."""
     with ByteServer(chunked(), Play(then=Then.CLOSE), chunked(), tls=tls.server) as server:
         ask(trusting, server.url)
@@ -172,7 +174,7 @@ def test_a_stale_connection_over_tls(trusting: WireTransport, tls: Tls) -> None:
     assert (seen.outcome, seen.exchange.retries) == (Outcome.OK, 1)
 
 
-def test_a_goodbye_ends_a_body_without_length(trusting: WireTransport, tls: Tls) -> None:
+def test_a_goodbye_ends_a_body_without_length(trusting: Transport, tls: Tls) -> None:
     """This server keeps the socket open until we leave; there is nothing more to wait for."""
     data = HEAD + b"\r\n" + ANSWER.removesuffix(D)
     with ByteServer(raw(data, Then.CLOSE), tls=tls.server) as server:
@@ -181,7 +183,7 @@ def test_a_goodbye_ends_a_body_without_length(trusting: WireTransport, tls: Tls)
     assert (seen.outcome, seen.exchange.end) == (Outcome.OK, End.COMPLETE)
 
 
-def test_ten_streams_over_tls_at_once(trusting: WireTransport, tls: Tls) -> None:
+def test_ten_streams_over_tls_at_once(trusting: Transport, tls: Tls) -> None:
     """Each connection has its own state."""
     exchanges = []
 
