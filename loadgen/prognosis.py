@@ -43,9 +43,9 @@ def _timing(f: Findings) -> Iterator[tuple[bool, str]]:
         words = " and ".join(anatomy.reasoning_in)
         yield True, f"TTFA apart from TTFT: reasoning comes in {words}."
     elif dialect.reasoning_in:
-        yield True, f"TTFA; reasoning, of which there was none, would be in {dialect.reasoning_in}."
+        yield True, f"TTFA: TTFT here; reasoning would come apart, in {dialect.reasoning_in}."
     else:
-        yield True, "TTFA; it is TTFT unless the model shows its reasoning, and none was seen."
+        yield True, "TTFA: TTFT here; no reasoning was seen."
     yield from _gaps(f)
     encoding = f.sight.exchange.headers.get("content-encoding", "identity")
     if encoding != "identity":
