@@ -94,11 +94,9 @@ def rows(f: Findings) -> Iterator[tuple[str, str]]:
     for name, value in _headers(f, _LIMIT_HEADERS).items():
         yield "rate limit", f"{name}: {value}"
     content = f.sight.exchange.headers.get("content-type", "no content type")
-    yield (
-        "answer",
-        f"HTTP {f.sight.status}, {content}, {f.record.outcome.value}"
-        + (f": {', '.join(f.record.flags)}" if f.record.flags else ""),
-    )
+    status = "no answer" if f.sight.status is None else f"HTTP {f.sight.status}, {content}"
+    flags = f" ({', '.join(f.record.flags)})" if f.record.flags else ""
+    yield "answer", f"{status}, {f.record.outcome.value}{flags}"
     if anatomy.events:
         yield "stream", f"{anatomy.events} events in {len(f.sight.reads)} reads"
         before = "before the first output"
