@@ -56,10 +56,10 @@ demo-vllm: $(RUNTIME)  ## The main job against real vLLM on this CPU, in .venv-v
 	@$(BIN)/python -m bench.demo_vllm
 
 lock: $(DEV)  ## Write the locks anew (needs uv on PATH; any index it is set up for).
-	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra server --extra postgres \
+	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra http2 --extra server --extra postgres \
 	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  --output-file requirements/runtime.lock
-	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra server --extra postgres --group dev \
+	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra http2 --extra server --extra postgres --group dev \
 	  --constraint requirements/runtime.lock \
 	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  --output-file requirements/dev.lock

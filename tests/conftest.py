@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"STREAMGAUGE_REQUIRE names {sorted(unknown)}; known are {sorted(FINDERS)}"
         )
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """A test that runs a program in this process leaves the handlers of signals as they were."""
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
