@@ -62,7 +62,7 @@ def sla_file(folder: Path, objective: str) -> Path:
     [
         ("ttft: p50 < 2 s", 0, "held"),
         ("ttft: p50 < 1 ms", 1, "broken"),
-        ("ttft: p99.9 < 2 s", 3, "inconclusive"),
+        pytest.param("ttft: p99.9 < 2 s", 3, "inconclusive", marks=pytest.mark.slow),
     ],
 )
 def test_the_verdict_decides_the_exit_code(
@@ -95,6 +95,7 @@ def test_a_recorded_run_without_sla_is_0_and_shows_progress_in_plain_lines(
     assert "\x1b" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_is_told_and_keeps_this_machines_own_error(metronome: str, tmp_path: Path) -> None:
     """Before the load the client is measured against a known source; the run keeps the figures."""
     db = tmp_path / "runs.db"
