@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from loadgen.options import OPTIONS, read_settings
+from streamgauge.commands._load_options import load_options
 from streamgauge.commands._reading import echo_json, format_option
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # What says where and as whom to ask; the rest of a run's options is about load.
 _ASKED = (
@@ -21,25 +19,11 @@ _ASKED = (
 )
 
 
-def _endpoint_options(function: F) -> F:
-    for option in reversed([o for o in OPTIONS if o.name in _ASKED]):
-        if option.kind == "flag":
-            function = click.option(option.name, is_flag=True, help=option.help)(function)
-        else:
-            function = click.option(
-                option.name,
-                metavar=option.metavar,
-                help=option.help,
-                multiple=option.kind == "repeat",
-            )(function)
-    return function
-
-
 @click.command()
 @click.argument("url")
 @format_option("text", "json")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
-@_endpoint_options
+@load_options(o for o in OPTIONS if o.name in _ASKED)
 def command(url: str, form: str, as_json: bool, **options: Any) -> int:
     """Ask the endpoint at URL what it can do, with at most four tiny requests.
 

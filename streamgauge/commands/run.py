@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from loadgen.errors import OptionError
 from loadgen.options import OPTIONS, parse_duration
+from streamgauge.commands._load_options import load_options
 from streamgauge.commands._options import default_db
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_DURATION = "30s"
 DEFAULT_RAMP_S = 2.0
-
-
-def load_options(function: F) -> F:
-    """Every option that a Locust process of ours takes, for click."""
-    for option in reversed(OPTIONS):
-        if option.kind == "flag":
-            function = click.option(option.name, is_flag=True, help=option.help)(function)
-        else:
-            function = click.option(
-                option.name,
-                metavar=option.metavar,
-                help=option.help,
-                multiple=option.kind == "repeat",
-            )(function)
-    return function
 
 
 @click.command()
@@ -53,7 +36,7 @@ def load_options(function: F) -> F:
     help="Of the report.",
 )
 @click.option("--no-calibrate", is_flag=True, help="Do not measure this machine's own error first.")
-@load_options
+@load_options(OPTIONS)
 def command(
     scenario: str,
     host: str,
