@@ -98,6 +98,7 @@ class LocustPlugin:
         # Only now: Locust calls the latest listener first, and the runner, which has one of its own
         # that stops everything, has just been made.
         environment.events.quitting.add_listener(self.on_quitting)
+        gevent.signal_handler(signal.SIGINT, _interrupt)
         if isinstance(runner, WorkerRunner):
             runner.register_message(RUN, self._on_run_message)
             runner.register_message(CUT, self._on_cut_message)
@@ -446,6 +447,15 @@ def add_options(parser: LocustArgumentParser) -> None:
 
 
 _WEB_UI = {"is_secret": False, "is_required": False, "is_multiple": False}
+
+
+def _interrupt() -> NoReturn:
+    """Ctrl-C, raised in a greenlet of its own, from where gevent hands it to the main one.
+
+    Python's own handler raises wherever the process happens to be: in a thread's last steps, where
+    it is swallowed, or in the middle of reading a token.
+    """
+    raise KeyboardInterrupt
 
 
 def _attempt(action: Callable[[], None]) -> CollectorsError | None:
