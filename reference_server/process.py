@@ -68,9 +68,9 @@ class SimProcess:
         self.stop()
 
     @property
-    def pid(self) -> int:
-        """The server's process id; 0 before it is started."""
-        return self._process.pid if self._process else 0
+    def pid(self) -> int | None:
+        """The server's process, or None before it is started and after it is stopped."""
+        return self._process.pid if self._process else None
 
     def stop(self) -> None:
         """Ask it to end, and make sure that it does."""
