@@ -24,7 +24,7 @@ from collectors.errors import BatchError, RecordError
 from collectors.records import Outcome, OutputEvents, RequestRecord, TokenSource
 from collectors.samples import Sample
 
-FORMAT = 1
+FORMAT = 2
 """First element of a packed batch; raised when its layout changes."""
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024

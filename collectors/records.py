@@ -91,6 +91,19 @@ class RequestRecord:
         asked_output_tokens: the token limit sent, or ``None``.
         gaps_s: seconds between consecutive output events (``array('f')``), in order; empty for a
             single event, ``None`` where not kept.
+        cache_write_input_tokens: input tokens that the server wrote to a cache.
+        audio_input_tokens: those of the input tokens that were audio.
+        audio_output_tokens: those of the output tokens that were audio.
+        http_version: "1.0", "1.1" or "2", as the response named it.
+        server_cost_usd: what the server itself said the request cost, US dollars.
+        retry_after_s: how long a response asked to wait before the next request.
+        cache_status: "hit" or "miss", as a gateway said of its own cache of answers.
+        prompt_hash: keyed hash of the prompt, 32 hex digits; equal prompts of one database have
+            equal ones.
+        prompt_sketch: keyed similarity sketch of the prompt, unsigned 64 bits: similar prompts
+            of one database differ in few bits.
+        answer_hash: keyed hash of all that the first choice said, 32 hex digits.
+        answer_chain: hash chain over blocks of what the first choice said, 4 bytes a block.
     """
 
     run_id: str
@@ -132,6 +145,17 @@ class RequestRecord:
     finish_reasons: tuple[str, ...] = ()
     gaps_s: array[float] | None = None
     quality: float | None = None
+    cache_write_input_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
+    http_version: str | None = None
+    server_cost_usd: float | None = None
+    retry_after_s: float | None = None
+    cache_status: str | None = None
+    prompt_hash: str | None = None
+    prompt_sketch: int | None = None
+    answer_hash: str | None = None
+    answer_chain: bytes | None = None
 
     def __post_init__(self) -> None:
         instants = (

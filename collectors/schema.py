@@ -6,6 +6,7 @@ Rules kept here:
 - A column is named as the field it holds; NULL is "not observed" and never 0.
 - Instants are seconds since the run began, in double precision.
 - Gaps between output events are one blob a request: float32, little endian.
+- A new column comes after those there are, and may be NULL: to upgrade rewrites no row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sqlalchemy import (
 VERSION_TABLE = "streamgauge_schema"
 """Where Alembic keeps the schema's revision; its own name, so that no other program's is meant."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Revisions of the schema, oldest first; the last is the one this code reads and writes."""
 
 EVENT_KINDS = ("answer", "reasoning", "tool", "hidden")
@@ -128,7 +129,19 @@ requests = Table(
     Column("conn_retries", Integer, nullable=False),
     Column("finish_reasons", JSON, nullable=False),
     Column("quality", Double),
-    Column("gaps_s", LargeBinary),  # last: a reader who does not want it need not page past it
+    Column("gaps_s", LargeBinary),
+    # Since 0002:
+    Column("cache_write_input_tokens", BigInteger),
+    Column("audio_input_tokens", BigInteger),
+    Column("audio_output_tokens", BigInteger),
+    Column("http_version", Text),
+    Column("server_cost_usd", Double),
+    Column("retry_after_s", Double),
+    Column("cache_status", Text),
+    Column("prompt_hash", Text),
+    Column("prompt_sketch", BigInteger),  # the 64 bits as a signed number
+    Column("answer_hash", Text),
+    Column("answer_chain", LargeBinary),
     PrimaryKeyConstraint("run_key", "worker_key", "seq", "attempt", name="requests_key"),
     Index("requests_due", "run_key", "due_at_s"),
 )
@@ -164,3 +177,10 @@ batches = Table(
     PrimaryKeyConstraint("run_key", "worker_key", "sequence", name="batches_key"),
     sqlite_with_rowid=False,
 )
+
+salt = Table(
+    "salt",
+    metadata,
+    Column("value", LargeBinary, primary_key=True),  # 32 random bytes, in one row
+)
+"""The key of the hashes in this database. Without it nobody can try prompts against them."""

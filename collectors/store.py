@@ -206,6 +206,11 @@ class Store:
 
     # Reading
 
+    def salt(self) -> bytes:
+        """The key of this database's hashes: 32 random bytes, for no log, page or export."""
+        with self._reading() as connection:
+            return bytes(connection.execute(sa.select(schema.salt.c.value)).scalar_one())
+
     def count(self, run_id: str) -> int:
         """How many requests the run has."""
         requests = schema.requests
@@ -387,6 +392,8 @@ def _row(record: RequestRecord, run_key: int, worker_key: int) -> dict[str, Any]
     row["gaps_s"] = None if record.gaps_s is None else _swapped(record.gaps_s).tobytes()
     if record.detail is not None:
         row["detail"] = record.detail.replace("\0", "")  # PostgreSQL has no such character
+    if record.prompt_sketch is not None:
+        row["prompt_sketch"] = _signed(record.prompt_sketch)
     return row
 
 
@@ -399,6 +406,7 @@ def _record(row: sa.RowMapping, run_id: str, worker: str) -> RequestRecord:
         gaps = array("f")
         gaps.frombytes(row["gaps_s"])
         gaps = _swapped(gaps)
+    sketch = row["prompt_sketch"]
     values.update(
         run_id=run_id,
         worker=worker,
@@ -408,8 +416,14 @@ def _record(row: sa.RowMapping, run_id: str, worker: str) -> RequestRecord:
         finish_reasons=tuple(row["finish_reasons"]),
         output_events=OutputEvents(**{kind: row[f"{kind}_events"] for kind in schema.EVENT_KINDS}),
         gaps_s=gaps,
+        prompt_sketch=None if sketch is None else sketch % 2**64,
     )
     return RequestRecord(**values)
+
+
+def _signed(bits: int) -> int:
+    """64 bits as the signed number that a database has a column for."""
+    return bits - 2**64 if bits >= 2**63 else bits
 
 
 def _swapped(gaps: array[float]) -> array[float]:

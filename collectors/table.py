@@ -37,6 +37,10 @@ NUMERIC = (
     "first_event_tokens",
     "coalesced_events",
     "quality",
+    "cache_write_input_tokens",
+    "audio_input_tokens",
+    "audio_output_tokens",
+    "server_cost_usd",
 )
 """Columns that are numbers in :class:`RequestTable`, by the record's own names."""
 
@@ -70,6 +74,10 @@ class RequestTable:
     first_event_tokens: Floats
     coalesced_events: Floats
     quality: Floats
+    cache_write_input_tokens: Floats
+    audio_input_tokens: Floats
+    audio_output_tokens: Floats
+    server_cost_usd: Floats
     output_events: Floats
     outcome: Objects
     task: Objects

@@ -92,6 +92,18 @@ def _row(record: RequestRecord, cost_usd: float | None) -> Row:
         "asked_output_tokens": record.asked_output_tokens,
         "coalesced_events": record.coalesced_events,
         "conn_retries": record.conn_retries,
+        "cache_write_input_tokens": record.cache_write_input_tokens,
+        "audio_input_tokens": record.audio_input_tokens,
+        "audio_output_tokens": record.audio_output_tokens,
+        "http_version": record.http_version,
+        "server_cost_usd": record.server_cost_usd,
+        "retry_after_s": record.retry_after_s,
+        "cache_status": record.cache_status,
+        "prompt_hash": record.prompt_hash,
+        # As text: JSON's readers have no integers of 64 bits.
+        "prompt_sketch": None if record.prompt_sketch is None else f"{record.prompt_sketch:016x}",
+        "answer_hash": record.answer_hash,
+        "answer_chain": None if record.answer_chain is None else record.answer_chain.hex(),
     }
 
 
@@ -237,7 +249,6 @@ def _parquet_schema(pa: Any) -> Any:
             [(kind, pa.int64()) for kind in ("answer", "reasoning", "tool", "hidden")]
         ),
         "quality": pa.float64(),
-        "cost_usd": pa.float64(),
     }
 
     def kind_of(name: str) -> Any:
@@ -245,7 +256,7 @@ def _parquet_schema(pa: Any) -> Any:
             return kinds[name]
         if name in _INTEGERS or name.endswith("_tokens"):
             return pa.int64()
-        return pa.float64() if name.endswith("_s") else pa.string()
+        return pa.float64() if name.endswith(("_s", "_usd")) else pa.string()
 
     return pa.schema([(name, kind_of(name)) for name in FIELDS])
 

@@ -61,6 +61,8 @@ _counts = st.none() | st.integers(0, 2**53)
 _words = st.none() | st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=12)
 _gaps = st.none() | st.lists(st.floats(0, 100, width=32), max_size=5).map(lambda g: array("f", g))
 
+_hashes = st.binary(min_size=16, max_size=16).map(bytes.hex)
+
 
 @st.composite
 def records(draw: st.DrawFn, worker: str = "local") -> RequestRecord:
@@ -88,10 +90,26 @@ def records(draw: st.DrawFn, worker: str = "local") -> RequestRecord:
             for name in ("scenario", "task", "tier", "session", "model", "detail")
         },  # type: ignore[arg-type]  # text
         **{
-            name: draw(_counts) for name in ("input_tokens", "output_tokens", "asked_output_tokens")
+            name: draw(_counts)
+            for name in (
+                "input_tokens",
+                "output_tokens",
+                "asked_output_tokens",
+                "cache_write_input_tokens",
+                "audio_input_tokens",
+                "audio_output_tokens",
+            )
         },  # type: ignore[arg-type]  # counts
         http_status=draw(st.none() | st.integers(100, 599)),
         quality=draw(st.none() | st.floats(0, 1)),
+        http_version=draw(st.none() | st.sampled_from(["1.0", "1.1", "2"])),
+        server_cost_usd=draw(st.none() | st.floats(0, 100)),
+        retry_after_s=draw(st.none() | st.floats(0, 1e6)),
+        cache_status=draw(st.none() | st.sampled_from(["hit", "miss"])),
+        prompt_hash=draw(st.none() | _hashes),
+        prompt_sketch=draw(st.none() | st.integers(0, 2**64 - 1)),
+        answer_hash=draw(st.none() | _hashes),
+        answer_chain=draw(st.none() | st.binary(max_size=12)),
     )
 
 

@@ -304,6 +304,24 @@ def test_the_list_of_revisions_is_that_of_the_files() -> None:
     assert tuple(s.revision for s in scripts.walk_revisions())[::-1] == schema.REVISIONS
 
 
+def test_each_database_has_a_salt_of_its_own(db: str, tmp_path: Path) -> None:
+    """32 bytes, the same whenever they are asked for, other ones in another database."""
+    with Store.open(db, create=True) as store:
+        salt = store.salt()
+    with Store.open(db, read_only=True) as store:
+        assert store.salt() == salt
+    with Store.open(str(tmp_path / "other.db"), create=True) as store:
+        assert (len(salt), store.salt() != salt) == (32, True)
+
+
+@pytest.mark.parametrize("sketch", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_sketch_keeps_its_64_bits(store: Store, sketch: int) -> None:
+    """Unsigned here, signed in the database, unsigned again when it is read."""
+    store.create_run(a_run())
+    store.add_batch(RUN_ID, a_batch(0, range(0), records=[a_record(0, prompt_sketch=sketch)]))
+    assert next(store.records(RUN_ID)).prompt_sketch == sketch
+
+
 def test_requests_carry_no_text_index(store: Store) -> None:
     """A million requests are indexed by numbers alone: the text id stands once, on the run."""
     indexed = {
@@ -367,7 +385,7 @@ def test_an_older_schema_is_not_migrated_for_a_reader(
 ) -> None:
     """A read-only store never migrates; it says how to have it done."""
     Store.open(db, create=True).close()
-    monkeypatch.setattr(schema, "REVISIONS", ("0001", "0002"))
+    monkeypatch.setattr(schema, "REVISIONS", (*schema.REVISIONS, "9998"))
     with pytest.raises(StoreError, match=r"older Streamgauge, which reading does not change"):
         Store.open(db, read_only=True)
 

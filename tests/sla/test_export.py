@@ -103,6 +103,18 @@ def test_json_lines_hold_every_request(tmp_path: Path) -> None:
     assert (never["gaps_s"], bare["gaps_s"]) == (None, None)
 
 
+def test_fingerprints_leave_as_hexadecimal_digits(tmp_path: Path) -> None:
+    """A sketch has its 16 digits in any format, and a chain 8 a block."""
+    record = make_request(0, 1.0, prompt_sketch=2**64 - 255, answer_chain=bytes(range(8)))
+    for ending in ("jsonl", "csv"):
+        write_export(export_rows([record], lambda _: None), tmp_path / f"run.{ending}")
+    row = orjson.loads((tmp_path / "run.jsonl").read_bytes())
+    assert row["prompt_sketch"] == "ffffffffffffff01"
+    assert row["answer_chain"] == "0001020304050607"
+    with (tmp_path / "run.csv").open(encoding="utf-8", newline="") as file:
+        assert next(csv.DictReader(file))["prompt_sketch"] == "ffffffffffffff01"
+
+
 def test_csv_is_safe_to_open(tmp_path: Path) -> None:
     """The same rows; lists as JSON, absent empty, a formula in a detail disarmed."""
     path = tmp_path / "run.CSV"
@@ -129,7 +141,9 @@ def test_parquet_has_types(tmp_path: Path) -> None:
     kinds = {field.name: str(field.type) for field in table.schema}
     assert kinds["due_at_s"] == "double"
     assert kinds["output_tokens"] == kinds["http_status"] == "int64"
-    assert kinds["session"] == "string"
+    assert kinds["session"] == kinds["prompt_sketch"] == kinds["answer_chain"] == "string"
+    assert kinds["cache_write_input_tokens"] == "int64"
+    assert kinds["server_cost_usd"] == kinds["retry_after_s"] == "double"
     assert table["session"].null_count == 1500
     first = table.slice(0, 1).to_pylist()[0]
     assert first["gaps_s"] == pytest.approx([0.01] * 3)
