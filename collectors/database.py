@@ -2,13 +2,18 @@
 
 Every way in which opening can go wrong becomes one sentence here (:class:`StoreError`), written
 without the password of a URL, and an attempt that fails leaves nothing behind.
+
+A database of an older Streamgauge is brought up to date by whoever opens it, in one transaction,
+and that is said in one line (docs/adr/0008-reading-brings-a-database-up-to-date.md).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -21,6 +26,9 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from collectors import schema
 from collectors.errors import StoreError
 from collectors.redact import redact_text
+from collectors.runs import HEARTBEAT_LOST_S, RunStatus
+
+log = logging.getLogger("streamgauge.database")
 
 BUSY_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 5
@@ -42,12 +50,17 @@ _SAID_BY_SQLITE = (
 class Database:
     """One SQLite file or one PostgreSQL database; ``str()`` of it is fit for any message."""
 
-    def __init__(self, db: str) -> None:
+    def __init__(self, db: str, now: Callable[[], float] = time.time) -> None:
         """Understand ``db``, a path or a SQLAlchemy URL, without touching it.
+
+        Args:
+            db: the path or URL.
+            now: the wall clock, against which heartbeats are read.
 
         Raises:
             StoreError: it is a URL that cannot be understood or a kind of database we do not know.
         """
+        self._now = now
         self.path: Path | None = None
         self._url: URL | None = None
         self._secrets: tuple[str, ...] = ()
@@ -109,12 +122,10 @@ class Database:
 
     def _sentence(self, error: Exception) -> str:
         said = redact_text(first_line(error), self._secrets)
-        if self._url is not None:
+        meaning = None if self._url is not None else _meaning(said)
+        if meaning is None:
             return f"The database {self} does not serve: {said}."
-        for sign, meaning in _SAID_BY_SQLITE:
-            if sign in said.lower():
-                return f"The database {self}: {meaning.format(BUSY_TIMEOUT_S=BUSY_TIMEOUT_S)}."
-        return f"The database {self} does not serve: {said}."
+        return f"The database {self}: {meaning}."
 
     # Files
 
@@ -218,24 +229,61 @@ class Database:
 
     def _settle_schema(self, engine: Engine, *, create: bool, read_only: bool) -> None:
         with engine.connect() as connection:
-            if self._is_current(connection, create=create):
-                return
-        if read_only:
+            found = self._revision(connection, create=create)
+        if found == schema.REVISIONS[-1]:
+            return
+        writer = self._engine(read_only=False) if read_only else engine
+        try:
+            changed = self._upgrade(writer, create=create)
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
+            if found is None:
+                raise
+            said = redact_text(first_line(error), self._secrets)
             raise StoreError(
-                f"{self} has the schema of an older Streamgauge, which reading does not change; "
-                "the next run recorded into it brings it up to date."
+                f"{self} was written by an older Streamgauge and cannot be brought up to date: "
+                f"{_meaning(said) or said}."
+            ) from None
+        finally:
+            if writer is not engine:
+                writer.dispose()
+        if found is not None and changed:
+            log.warning(
+                "%s was written by an older Streamgauge and has been brought up to date (schema "
+                "%s to %s); the older one cannot open it any more.",
+                *(self, found, schema.REVISIONS[-1]),
             )
+
+    def _upgrade(self, engine: Engine, *, create: bool) -> bool:
+        """Bring the schema up to date, whole or not at all; False if another process was faster."""
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":
+                patience = f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_S * 1000:.0f}"  # ms
+                connection.execute(sa.text(patience))
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            if self._is_current(connection, create=create):  # another process was faster
-                return
+            found = self._revision(connection, create=create)
+            if found == schema.REVISIONS[-1]:
+                return False
+            if found is not None:
+                self._refuse_while_recording(connection)
             from collectors import migrations  # noqa: PLC0415  # Alembic only where it has work
 
             migrations.upgrade(connection)
+        return True
 
-    def _is_current(self, connection: Connection, *, create: bool) -> bool:
-        """Whether the schema is ours and the newest; raises where it is not ours at all."""
+    def _refuse_while_recording(self, connection: Connection) -> None:
+        """An older Streamgauge that is at work would be cut off from what it writes."""
+        runs = schema.runs.c
+        alive = runs.heartbeat_wall_s > self._now() - HEARTBEAT_LOST_S
+        going = sa.select(runs.id).where(runs.status == RunStatus.RUNNING, alive).limit(1)
+        run_id = connection.scalar(going)
+        if run_id is not None:
+            raise StoreError(
+                f"{self} was written by an older Streamgauge, which is recording run {run_id} "
+                "into it now; try again when that run is over."
+            )
+
+    def _revision(self, connection: Connection, *, create: bool) -> str | None:
+        """The schema's revision, ``None`` before there is one; raises where it is not ours."""
         tables = set(sa.inspect(connection).get_table_names())
         if schema.VERSION_TABLE not in tables:
             if tables:
@@ -245,7 +293,7 @@ class Database:
                 )
             if not create:
                 raise StoreError(_EMPTY.format(self))
-            return False
+            return None
         version = connection.scalar(
             sa.select(sa.column("version_num")).select_from(sa.table(schema.VERSION_TABLE))
         )
@@ -254,7 +302,7 @@ class Database:
                 f"{self} was written by a newer Streamgauge (schema {version}, this one knows up "
                 f"to {schema.REVISIONS[-1]}); upgrade Streamgauge."
             )
-        return bool(version == schema.REVISIONS[-1])
+        return str(version)
 
 
 @contextmanager
@@ -268,6 +316,14 @@ def first_line(error: Exception) -> str:
     """What the driver said, without SQLAlchemy's frame around it and without its full stop."""
     said = str(getattr(error, "orig", None) or error).strip()
     return (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _meaning(said: str) -> str | None:
+    """What SQLite's words mean to the user; ``None`` where nobody has foreseen them."""
+    for sign, meaning in _SAID_BY_SQLITE:
+        if sign in said.lower():
+            return meaning.format(BUSY_TIMEOUT_S=BUSY_TIMEOUT_S)
+    return None
 
 
 def _mode(path: Path, *, read_only: bool) -> str:

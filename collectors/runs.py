@@ -11,6 +11,9 @@ from typing import Any
 DEFINITIONS_VERSION = 1
 """Raised when a formula changes, so that runs under different formulas are not compared."""
 
+HEARTBEAT_LOST_S = 15.0
+"""A run that says "running" without a sign of life for longer than this was interrupted."""
+
 
 class RunStatus(StrEnum):
     """Where a run stands. Stored."""

@@ -3,7 +3,8 @@
 Rules kept here:
 - Tables come from Alembic only, under a lock: several processes may open a new file at once.
 - One transaction a batch, and (run, worker, sequence) once: a batch sent again changes nothing.
-- A read-only store never creates, never migrates, and reads while a run is being written.
+- A read-only store reads while a run is being written; it creates nothing, and changes nothing but
+  the schema of an older Streamgauge, which is brought up to date whoever opens it.
 - Whatever goes wrong is a :class:`StoreError` of one sentence, without the password in a URL.
 """
 
@@ -28,15 +29,11 @@ from collectors.batches import Batch
 from collectors.database import Database, first_line, writing
 from collectors.errors import AmbiguousRunError, BatchError, RunNotFoundError, StoreError
 from collectors.records import Outcome, OutputEvents, RequestRecord, TokenSource
-from collectors.runs import Run, RunStatus
+from collectors.runs import HEARTBEAT_LOST_S, Run, RunStatus
 from collectors.samples import Sample
 
 if TYPE_CHECKING:
     from collectors.table import RequestTable
-
-HEARTBEAT_LOST_S = 15.0
-"""A run that says "running" without a sign of life for longer than this was interrupted."""
-
 
 _RUN_FIELDS = tuple(f.name for f in fields(Run))
 _AS_STORED = tuple(
@@ -66,13 +63,13 @@ class Store:
         Args:
             db: a SQLite file, ``sqlite:///FILE`` or ``postgresql://...``.
             create: make the file, and the tables, where they are missing.
-            read_only: never write; an older schema is then an error instead of being migrated.
+            read_only: never write, save to bring an older schema up to date.
             now: the wall clock, against which heartbeats are read.
 
         Raises:
-            StoreError: it cannot be opened as asked; nothing was created.
+            StoreError: it cannot be opened as asked; nothing was created or changed.
         """
-        database = Database(db)
+        database = Database(db, now)
         return cls(database.open(create=create, read_only=read_only), database, now)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import dashboard
 from collectors.runs import RunStatus
 from collectors.store import Store
 from sla import judge_run
+from tests.collectors.revision_0001 import make_0001
 from tests.dashboard.recorded import gpu_samples, make_run, requests_of, write_run
 
 APP = str(Path(dashboard.__file__).with_name("app.py"))
@@ -94,6 +95,14 @@ def test_a_damaged_database_is_one_sentence(db: Path) -> None:
     page = runs_page()
     assert not page.exception
     assert len(page.error) == 1
+
+
+def test_a_database_of_an_older_streamgauge_is_shown(db: Path) -> None:
+    """It is brought up to date on the way."""
+    make_0001(str(db))
+    page = runs_page()
+    assert not page.exception
+    assert page.dataframe[0].value["name"].tolist() == ["cut", "evening"]
 
 
 def test_an_empty_database_says_how_to_begin(db: Path) -> None:

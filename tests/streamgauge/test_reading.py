@@ -15,6 +15,7 @@ import pytest
 from collectors.records import Outcome
 from collectors.runs import RunStatus
 from tests.collectors.builders import make_request
+from tests.collectors.revision_0001 import make_0001, written_by_hand
 from tests.streamgauge.stored import ROOT, Ended, steady, store_run, streamgauge
 
 HELD = "objectives:\n  ttft: p95 < 500 ms\n"
@@ -302,3 +303,48 @@ def test_a_check_runs_where_they_are_missing(db: Path, tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "Verdict: held" in done.stdout
+
+
+@pytest.mark.parametrize("told", [["runs"], ["report", "evening"], ["export"], ["check"]])
+def test_a_database_of_an_older_streamgauge_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, told: list[str]
+) -> None:
+    """Whatever is asked first after an upgrade works, and says once what it did to the database."""
+    rest = {
+        "export": ["evening", "--to", tmp_path / "run.jsonl"],
+        "check": ["evening", "--sla", _sla(tmp_path, "objectives:\n  error_ratio: < 90 %\n")],
+    }
+    db = make_0001(str(tmp_path / "runs.db"))
+    ended = streamgauge(*told, *rest.get(told[0], ()), "--db", db)
+
+    assert ended.code in {0, 3}, ended  # two requests are too few to judge
+    assert [line.count("brought up to date") for line in caplog.messages] == [1]
+
+
+def test_what_was_done_to_an_old_database_is_said_on_standard_error(tmp_path: Path) -> None:
+    """Standard output stays what a program reads."""
+    db = make_0001(str(tmp_path / "runs.db"))
+    done = subprocess.run(
+        [sys.executable, "-m", "streamgauge", "runs", "--format", "json", "--db", db],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
+    )
+
+    assert len(json.loads(done.stdout)) == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{db} was written by an older Streamgauge and has been brought")
+
+
+def test_a_database_of_a_newer_streamgauge_is_refused(tmp_path: Path) -> None:
+    """Nothing is read wrongly: one sentence that says what to upgrade."""
+    newer = tmp_path / "runs.db"
+    store_run(newer, [])
+    with written_by_hand(str(newer)) as connection:
+        connection.exec_driver_sql("UPDATE streamgauge_schema SET version_num = '9999'")
+
+    sentence = _sentence(streamgauge("runs", "--db", newer))
+    assert sentence.startswith(f"Error: {newer} was written by a newer Streamgauge (schema 9999")
+    assert sentence.endswith("upgrade Streamgauge.")
