@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import orjson
 
 from collectors.records import OutputEvents, TokenSource
-from loadgen.usage import Usage, adds_up, output_count, read_usage, tells_tokens
+from loadgen.usage import Usage, adds_up, count, output_count, read_usage, tells_tokens
 
 MAX_WORDS = 4096  # longer than a record keeps: what is secret is masked before it is cut
 _MAX_RUNGS = 8
@@ -270,10 +270,14 @@ class Reply(ABC):
             ("no_output", not self.has_output),
             ("no_usage", self._usage is None),
             ("usage_conflict", self._usages_differ),
-            ("total_mismatch", self._usage is not None and not adds_up(self._usage)),
+            ("total_mismatch", not self._adds_up()),
         ):
             if holds:
                 yield name
+
+    def _adds_up(self) -> bool:
+        usage = self._usage
+        return usage is None or adds_up(self._read_usage(usage), count(usage, "total_tokens"))
 
 
 def has_words(parts: Any, *keys: str) -> bool:

@@ -14,18 +14,33 @@ from typing import Any
 _MAX_COUNT = 2**53  # what any store and any reader of JSON can hold
 _INPUT = (("prompt_tokens",), ("input_tokens",))
 _OUTPUT = (("completion_tokens",), ("output_tokens",))
+_INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
+_OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
+
+
+def _inside(details: tuple[str, ...], *names: str) -> tuple[tuple[str, ...], ...]:
+    """Each name in each of the places for details."""
+    return tuple((place, name) for name in names for place in details)
+
+
+_CACHE_READ, _CACHE_WRITE = "cache_read_input_tokens", "cache_creation_input_tokens"  # Anthropic
 _CACHED = (
-    ("prompt_tokens_details", "cached_tokens"),
-    ("input_tokens_details", "cached_tokens"),
+    *_inside(_INPUT_DETAILS, "cached_tokens"),
     ("prompt_cache_hit_tokens",),  # DeepSeek
     ("cached_tokens",),  # Moonshot
+    (_CACHE_READ,),  # a gateway's copy
 )
+_CACHE_WRITTEN = (
+    # OpenAI and OpenRouter; LiteLLM; vLLM
+    *_inside(_INPUT_DETAILS, "cache_write_tokens", "cache_creation_tokens", "created_cache_tokens"),
+    (_CACHE_WRITE,),  # a gateway's copy
+)
+_AUDIO_INPUT = _inside(_INPUT_DETAILS, "audio_tokens")
+_AUDIO_OUTPUT = _inside(_OUTPUT_DETAILS, "audio_tokens")
 _REASONING = (
-    ("completion_tokens_details", "reasoning_tokens"),
-    ("output_tokens_details", "reasoning_tokens"),
+    *_inside(_OUTPUT_DETAILS, "reasoning_tokens"),
     ("reasoning_tokens",),  # SGLang
 )
-_CACHE_READ, _CACHE_WRITE = "cache_read_input_tokens", "cache_creation_input_tokens"
 _TELLING = (
     "completion_tokens",
     "prompt_tokens",
@@ -44,14 +59,20 @@ class Usage:
     Attributes:
         input_tokens: all of the prompt, cached or not.
         cached_input_tokens: those of them that a cache answered for.
+        cache_write_input_tokens: those of them that were written to a cache.
+        audio_input_tokens: those of them that were audio.
         output_tokens: all that was generated, reasoning included.
         reasoning_tokens: those of them that were reasoning.
+        audio_output_tokens: those of them that were audio.
     """
 
     input_tokens: int | None = None
     cached_input_tokens: int | None = None
+    cache_write_input_tokens: int | None = None
+    audio_input_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    audio_output_tokens: int | None = None
 
 
 def read_usage(usage: Mapping[str, Any]) -> Usage:
@@ -59,8 +80,11 @@ def read_usage(usage: Mapping[str, Any]) -> Usage:
     return Usage(
         input_tokens=_first(usage, _INPUT),
         cached_input_tokens=_first(usage, _CACHED),
+        cache_write_input_tokens=_first(usage, _CACHE_WRITTEN),
+        audio_input_tokens=_first(usage, _AUDIO_INPUT),
         output_tokens=_first(usage, _OUTPUT),
         reasoning_tokens=_first(usage, _REASONING),
+        audio_output_tokens=_first(usage, _AUDIO_OUTPUT),
     )
 
 
@@ -71,13 +95,23 @@ def read_messages_usage(usage: Mapping[str, Any]) -> Usage:
     Reasoning is inside the output and not told apart.
     """
     fresh, cached = count(usage, "input_tokens"), count(usage, _CACHE_READ)
+    written = count(usage, _CACHE_WRITE)
+    if written is None:
+        written = _by_lifetime(usage)
     return Usage(
-        input_tokens=None
-        if fresh is None
-        else fresh + (cached or 0) + (count(usage, _CACHE_WRITE) or 0),
+        input_tokens=None if fresh is None else fresh + (cached or 0) + (written or 0),
         cached_input_tokens=cached,
+        cache_write_input_tokens=written,
         output_tokens=count(usage, "output_tokens"),
     )
+
+
+def _by_lifetime(usage: Mapping[str, Any]) -> int | None:
+    """Tokens written to the cache, where only their split by lifetime is said."""
+    parts = usage.get("cache_creation")
+    counts = [count(parts, key) for key in parts] if isinstance(parts, Mapping) else []
+    seen = [value for value in counts if value is not None]
+    return sum(seen) if seen else None
 
 
 def usage_of_timings(timings: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,13 +132,18 @@ def tells_tokens(usage: Mapping[str, Any]) -> bool:
     return any(usage.get(key) for key in _TELLING)
 
 
-def adds_up(usage: Mapping[str, Any]) -> bool:
-    """Input and output make the total, as far as all three are said.
+def adds_up(said: Usage, total: int | None) -> bool:
+    """Input and output make the total, and parts of either fit in it, as far as they are said.
 
-    Where they do not, some path left thinking out of the output, or counted it twice.
+    Where they do not, some path left thinking out of the output, the cache out of the input, or
+    counted one of them twice.
     """
-    given, made, total = _first(usage, _INPUT), output_count(usage), count(usage, "total_tokens")
-    return given is None or made is None or total is None or given + made == total
+    given, made = said.input_tokens, said.output_tokens
+    if given is not None and made is not None and total is not None and given + made != total:
+        return False
+    cached = (said.cached_input_tokens or 0) + (said.cache_write_input_tokens or 0)
+    thought = said.reasoning_tokens or 0
+    return (given is None or cached <= given) and (made is None or thought <= made)
 
 
 def output_count(usage: Mapping[str, Any]) -> int | None:

@@ -34,8 +34,8 @@ class ChatReply(Reply):
                 kinds |= kind
                 tokens += proven
                 usage = usage or choice.get("usage")  # Moonshot's place
-        if not usage and ("x_groq" in payload or "timings" in payload):
-            usage = _side_usage(payload)
+        if "x_groq" in payload or "timings" in payload:
+            usage = _with_side_usage(usage, payload)
         if isinstance(usage, dict):
             grown = self._take_usage(usage, choices, is_output=bool(kinds))
             tokens = tokens or grown
@@ -89,7 +89,7 @@ class ChatReply(Reply):
                     {**choice, "delta": message} if isinstance(message, dict) else choice
                 )
                 self.n_answer += bool(kinds)
-        usage = payload.get("usage") or _side_usage(payload)
+        usage = _with_side_usage(payload.get("usage"), payload)
         if isinstance(usage, dict):
             self._keep_usage(usage)
             self._usage_final = True
@@ -140,9 +140,12 @@ def _logprob_entries(logprobs: Any) -> Any:
     return logprobs.get("content") or logprobs.get("tokens") if isinstance(logprobs, dict) else None
 
 
-def _side_usage(payload: Mapping[str, Any]) -> Any:
-    """Groq's and llama.cpp's places for token counts."""
+def _with_side_usage(usage: Any, payload: Mapping[str, Any]) -> Any:
+    """Usage, or else Groq's; with what llama.cpp's timings alone say (often the cached tokens)."""
     groq, timings = payload.get("x_groq"), payload.get("timings")
-    if isinstance(groq, dict) and groq.get("usage"):
-        return groq["usage"]
-    return usage_of_timings(timings) if isinstance(timings, dict) else None
+    if not usage and isinstance(groq, dict):
+        usage = groq.get("usage")
+    if not isinstance(timings, dict):
+        return usage
+    told = {name: n for name, n in usage_of_timings(timings).items() if n is not None}
+    return {**told, **usage} if isinstance(usage, dict) else told
