@@ -49,12 +49,13 @@ def tpot_s(requests: RequestTable) -> Floats:
 def ttft_sample(requests: RequestTable, *, from_due: bool) -> FeltSample | None:
     """First output-bearing event - sent, or - due."""
     start = requests.due_at_s if from_due else requests.sent_at_s
+    cut = requests.is_outcome(Outcome.CANCELLED) & ~np.isnan(start)  # it may not have been sent yet
     return _felt(
         requests,
         requests.first_token_at_s - start,
         had_s=requests.ended_at_s - start,
         from_due=from_due,
-        is_open=_is_unfinished(requests) | requests.is_outcome(Outcome.CANCELLED),
+        is_open=_is_unfinished(requests) | cut,
         is_never=requests.is_ok & has_flag(requests, NO_OUTPUT),
     )
 

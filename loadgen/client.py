@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -83,6 +83,8 @@ class Ask:
         prompt: text of the user's message, or what to complete or embed; or the whole list of
             messages, as the API wants them.
         stream: as events; embeddings never are.
+        cancel_after_s: seconds after it was sent at which to leave, whatever has come; ``None`` for
+            never. What ends so is cancelled, unless the answer was whole by then.
         extra: further fields of the request body; they win over ours.
     """
 
@@ -90,6 +92,7 @@ class Ask:
     prompt: str | list[dict[str, Any]]
     max_tokens: int | None = None
     stream: bool = True
+    cancel_after_s: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -144,7 +147,13 @@ class Client:
         """Requests that became due so far."""
         return self._seq
 
-    def ask(self, ask: Ask, due_at: float) -> RequestRecord:
+    def ask(
+        self,
+        ask: Ask,
+        due_at: float,
+        *,
+        is_cut: Callable[[BaseException], bool] = lambda _: False,
+    ) -> RequestRecord:
         """Send ``ask``, wait for its answer, hand on its record and return it.
 
         A greenlet killed meanwhile still leaves a record.
@@ -152,6 +161,8 @@ class Client:
         Args:
             ask: what to ask.
             due_at: when it was due, CLOCK_MONOTONIC seconds.
+            is_cut: asked about what was thrown into the waiting greenlet: whether the scenario did
+                that, so that the request is cancelled; else it is unfinished.
         """
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
@@ -161,12 +172,21 @@ class Client:
         exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
         self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
         try:
-            self._transport.send(exchange, body, self._limits)
+            self._transport.send(exchange, body, self._limits_of(ask))
+        except BaseException as error:
+            if exchange.end is End.ABANDONED and is_cut(error):
+                exchange.end = End.CUT
+            raise
         finally:
             del self.open[seq]
             record = self._record(seq, ask, due_at, exchange, body)
             self._emit(record)
         return record
+
+    def _limits_of(self, ask: Ask) -> Limits:
+        if ask.cancel_after_s is None:
+            return self._limits
+        return replace(self._limits, cut_s=ask.cancel_after_s)
 
     def _render(self, ask: Ask) -> bytes:
         api, prompt = self._endpoint.api, ask.prompt

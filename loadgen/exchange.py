@@ -25,7 +25,12 @@ class End(StrEnum):
     RESET = "reset"  # the connection ended before the response did
     MALFORMED = "malformed"  # not HTTP, or the body refused it
     TIMEOUT = "timeout"
-    ABANDONED = "abandoned"  # we left: the run ended, or the scenario cut it
+    ABANDONED = "abandoned"  # we left: the run ended
+    CUT = "cut"  # we left: the scenario wanted no more of it
+
+
+CUT = "cut"
+"""The limit that is a user's own, as :meth:`Limits.nearest` names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,7 @@ class Limits:
         first_s: from sent to the first output.
         idle_s: between outputs; keep-alive comments do not count as life.
         total_s: from sent to the end.
+        cut_s: from sent to the moment a user loses patience and leaves: no fault of the server's.
     """
 
     connect_s: float | None = 30.0
@@ -45,6 +51,7 @@ class Limits:
     first_s: float | None = None
     idle_s: float | None = None
     total_s: float | None = 600.0
+    cut_s: float | None = None
 
     def nearest(self, exchange: Exchange, body: ResponseBody) -> tuple[float | None, str]:
         """The instant of the limit that is reached first as things stand, and which one it is.
@@ -55,6 +62,8 @@ class Limits:
         if sent is None:
             return None, ""
         deadlines = [(sent + self.total_s, "total")] if self.total_s else []
+        if self.cut_s is not None:
+            deadlines.append((sent + self.cut_s, CUT))
         if self.head_s and exchange.head_at is None:
             deadlines.append((sent + self.head_s, "head"))
         if self.first_s and body.first_output_at is None:

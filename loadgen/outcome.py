@@ -6,12 +6,13 @@ from collectors.records import Outcome
 from collectors.redact import redact_url
 from loadgen.body import AnswerBody
 from loadgen.errors import DecodeError
-from loadgen.exchange import End, Exchange
+from loadgen.exchange import CUT, End, Exchange
 from loadgen.retry_after import asked_wait_s
 
 _BY_END = {
     End.RESET: Outcome.RESET,
     End.ABANDONED: Outcome.UNFINISHED,
+    End.CUT: Outcome.CANCELLED,
     End.CONNECT_ERROR: Outcome.CONNECT_ERROR,
     End.TLS_ERROR: Outcome.TLS_ERROR,
     End.TIMEOUT: Outcome.TIMEOUT,
@@ -40,6 +41,8 @@ def judge_exchange(exchange: Exchange, body: AnswerBody) -> tuple[Outcome, str |
         return Outcome.IN_BAND_ERROR, reply.error
     if reply.complete:
         return Outcome.OK, None
+    if exchange.end is End.TIMEOUT and exchange.detail == CUT:
+        return Outcome.CANCELLED, None
     if exchange.end in _BY_END:
         return _BY_END[exchange.end], exchange.detail
     if body.empty:

@@ -273,8 +273,10 @@ class LocustPlugin:
         e2e_s = record.e2e_s
         if e2e_s is None and record.sent_at_s is not None and record.ended_at_s is not None:
             e2e_s = record.ended_at_s - record.sent_at_s
-        failure = None
-        if record.outcome is not Outcome.OK:
+        failure, kind = None, "E2E"
+        if record.outcome is Outcome.CANCELLED:
+            kind = "CANCELLED"  # neither a success nor a failure: a row of its own
+        elif record.outcome is not Outcome.OK:
             words = (
                 f"{record.outcome.value}: {record.detail}"
                 if record.detail
@@ -282,7 +284,7 @@ class LocustPlugin:
             )
             failure = RequestFailedError(words)
         environment.events.request.fire(
-            request_type="E2E",
+            request_type=kind,
             name=name,
             response_time=(e2e_s or 0.0) * 1000.0,
             response_length=0,

@@ -120,11 +120,13 @@ class LoadSession:
         limit = self.info.requests
         return not self.stopping and (limit is None or self._client.asked < limit)
 
-    def ask(self, ask: Ask, due_at: float) -> RequestRecord:
+    def ask(
+        self, ask: Ask, due_at: float, *, is_cut: Callable[[BaseException], bool]
+    ) -> RequestRecord:
         """Send one request and wait for its end; see :meth:`loadgen.client.Client.ask`."""
         if self.info.requests is not None and self._client.asked + 1 >= self.info.requests:
             gevent.spawn(self._on_spent)
-        return self._client.ask(ask, due_at)
+        return self._client.ask(ask, due_at, is_cut=is_cut)
 
     def close(self) -> dict[str, Any]:
         """Hand on what is left and stop; the health of this process, as the run keeps it."""

@@ -72,16 +72,20 @@ class StreamUser(User):
         prompt: str | list[dict[str, Any]] | None = None,
         *,
         max_tokens: int | None = None,
+        cancel_after_s: float | None = None,
         **extra: Any,
     ) -> RequestRecord:
         """Ask the endpoint and wait for the whole answer.
 
-        It was due when the think time ended, even where this process got round to it later.
+        It was due when the think time ended, even where this process got round to it later. A
+        scenario that ends the wait, by ``cancel_after_s``, by a ``gevent.Timeout`` around it or by
+        killing a greenlet of its own that waits here, leaves a record that is cancelled.
 
         Args:
             task: what kind of request this is; a row in every table.
             prompt: text, or a list of chat messages; without it a synthetic prompt.
             max_tokens: answer limit, where this task has its own; ``--max-tokens`` wins.
+            cancel_after_s: seconds after it was sent at which this user loses patience and leaves.
             extra: further fields of the request body.
 
         Raises:
@@ -98,10 +102,18 @@ class StreamUser(User):
                 task=task,
                 prompt=self.prompt() if prompt is None else prompt,
                 max_tokens=settings.max_tokens or max_tokens or self.max_tokens,
+                cancel_after_s=cancel_after_s,
                 extra={**settings.body_fields, **extra},
             ),
             current if due_at is None else min(due_at, current),
+            is_cut=self._is_cut,
         )
+
+    def _is_cut(self, error: BaseException) -> bool:
+        """Whether the scenario ended a wait, and not Locust, which kills its users' greenlets."""
+        if isinstance(error, gevent.Timeout):
+            return True
+        return gevent.getcurrent() is not self._greenlet and not self.session.stopping
 
     def prompt(self, tokens: int | None = None) -> str:
         """A synthetic prompt of about ``tokens`` tokens.

@@ -133,6 +133,19 @@ def test_what_the_scenario_cut_counts_only_while_it_waited() -> None:
     assert len(e2e) == 1
 
 
+def test_what_was_cut_before_it_was_sent_counts_from_due_alone() -> None:
+    """Its user waited, for how long is not known; from sent there is nothing to count."""
+    seen = {"sent_at_s": None, "ended_at_s": None}
+    cut = make_request(1, 1.0, ttft_s=None, outcome=Outcome.CANCELLED, **seen)
+    table = make_table([make_request(0, 0.0), cut])
+    sent, due = ttft_sample(table, from_due=False), ttft_sample(table, from_due=True)
+
+    assert sent is not None
+    assert due is not None
+    assert len(sent) == 1
+    assert (due.at_least[1], due.at_most[1]) == (0.0, INF)
+
+
 def test_tpot_leaves_out_the_first_events_tokens() -> None:
     """(last - first) / (output tokens - tokens of the first event); none where nothing is left."""
     table = make_table(

@@ -8,14 +8,14 @@ import pytest
 
 from collectors.records import Outcome
 from loadgen.body import AnswerBody
-from loadgen.exchange import End, Exchange
+from loadgen.exchange import CUT, End, Exchange
 from loadgen.outcome import judge_exchange
 from loadgen.replies import make_reply
 from loadgen.target import HttpRequest
 from tests.loadgen.cases import C, D, F, R, sse
 from tests.loadgen.playing import TARGET
 
-FAILED_ENDS = [End.RESET, End.TIMEOUT, End.MALFORMED, End.ABANDONED]
+FAILED_ENDS = [End.RESET, End.TIMEOUT, End.MALFORMED, End.ABANDONED, End.CUT]
 
 
 def judge(
@@ -51,6 +51,7 @@ def judge(
         (End.RESET, Outcome.RESET),
         (End.MALFORMED, Outcome.MALFORMED),
         (End.ABANDONED, Outcome.UNFINISHED),
+        (End.CUT, Outcome.CANCELLED),
     ],
 )
 def test_without_an_answer_the_transport_decides(end: End, outcome: Outcome) -> None:
@@ -64,6 +65,16 @@ def test_a_request_never_sent_says_so() -> None:
 
     assert outcome is Outcome.NOT_SENT
     assert detail == "the run ended before a connection was open"
+
+
+def test_a_users_own_limit_is_no_timeout() -> None:
+    """It says nothing about the server: the request is cancelled, and that says it all."""
+    assert judge(C("a"), end=End.TIMEOUT, detail=CUT) == (Outcome.CANCELLED, None)
+
+
+def test_a_request_cut_before_it_was_sent_is_cancelled() -> None:
+    """The client could have sent it, so that it is none of those that were never sent."""
+    assert judge(status=None, end=End.CUT, sent_at=None) == (Outcome.CANCELLED, None)
 
 
 @pytest.mark.parametrize(

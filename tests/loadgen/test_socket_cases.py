@@ -389,19 +389,51 @@ def test_n19_total_timeout(transport: Transport) -> None:
         assert server.client_left() == 0
 
 
-def test_n20_client_cancel(transport: Transport) -> None:
-    """A kill leaves what there was, and the server sees us leave."""
+@pytest.mark.parametrize(
+    ("is_scenario", "outcome"), [(True, Outcome.CANCELLED), (False, Outcome.UNFINISHED)]
+)
+def test_n20_client_cancel(transport: Transport, is_scenario: bool, outcome: Outcome) -> None:
+    """A kill leaves what there was, says whose it was, and the server sees us leave."""
     writes = (*((10 * n, C("aa")) for n in range(3)), (30, R))
+    records: list[RequestRecord] = []
     with ByteServer(chunked(writes, then=Then.HOLD)) as server:
-        exchange, answer = prepare(server.url)
-        user = gevent.spawn(transport.send, exchange, answer, PATIENT)
-        wait_until(lambda: answer.reply.n_answer == 3)
+        client = make_client(transport, records, target=parse_target(server.url))
+        asked = Ask(task="t", prompt="hi")
+        user = gevent.spawn(client.ask, asked, now(), is_cut=lambda _: is_scenario)
+        wait_until(lambda: client.open and client.open[0].reply.n_answer == 3)
         user.kill()
 
-        assert judged(exchange, answer).outcome is Outcome.UNFINISHED
-        assert exchange.end is End.ABANDONED
-        assert exchange.ended_at is not None
         assert server.client_left() == 0
+    assert [(r.outcome, r.output_events.answer, r.output_tokens) for r in records] == [
+        (outcome, 3, None)
+    ]
+    assert records[0].ended_at_s is not None
+    assert records[0].done_at_s is None
+
+
+def test_n20_a_user_who_loses_patience(transport: Transport) -> None:
+    """Left after the time given: cancelled, no time limit of ours, and the server sees it."""
+    records: list[RequestRecord] = []
+    with ByteServer(chunked(((0, R), (10, C("aa"))), then=Then.HOLD)) as server:
+        client = make_client(transport, records, target=parse_target(server.url))
+        record = client.ask(Ask(task="t", prompt="hi", cancel_after_s=LIMIT_S), now())
+
+        assert server.client_left() == 0
+    assert (record.outcome, record.detail) == (Outcome.CANCELLED, None)
+    assert record.output_events.answer == 1
+    assert record.ended_at_s is not None
+    assert record.sent_at_s is not None
+    assert record.ended_at_s - record.sent_at_s >= LIMIT_S
+    assert records == [record]
+
+
+def test_an_answer_that_was_whole_in_time_is_no_cancelled_one(transport: Transport) -> None:
+    """However short the user's patience was."""
+    with ByteServer(chunked()) as server:
+        client = make_client(transport, [], target=parse_target(server.url))
+        record = client.ask(Ask(task="t", prompt="hi", cancel_after_s=PATIENT.total_s), now())
+
+    assert record.outcome is Outcome.OK
 
 
 def test_n21_event_too_large(transport: Transport) -> None:
