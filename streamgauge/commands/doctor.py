@@ -27,8 +27,9 @@ _ASKED = (
 def command(url: str, form: str, as_json: bool, **options: Any) -> int:
     """Ask the endpoint at URL what it can do, with at most four tiny requests.
 
-    Prints what was learned, and what a run would and could not measure. Exit codes: 0 a run would
-    be answered; 2 it would not, or the endpoint cannot be reached.
+    Prints what was learned, and what a run would and could not measure. Each request may take 120 s
+    at most, whatever --timeout-total says. Exit codes: 0 a run would be answered; 2 it would not,
+    or the endpoint cannot be reached.
     """
     from loadgen.diagnosis import document, text  # `--help` needs no gevent
     from loadgen.doctor import examine

@@ -23,7 +23,10 @@ FORMATS = ("text", "json", "md", "csv", "html")
 )
 @db_option
 def command(run: str, form: str, sla: Path | None, db: str) -> int:
-    """Show the figures of RUN: an id, the beginning of one, a name, or "last"."""
+    """Show the figures of RUN: an id, the beginning of one, a name, or "last".
+
+    HTML is to come; until then it is refused.
+    """
     show(db, run, sla, form)
     return 0
 
