@@ -17,6 +17,7 @@ from collectors.redact import redact_text
 from loadgen.body import AnswerBody
 from loadgen.dialects import GENERIC, STANDARD_PATHS, Dialect, apply_dialect
 from loadgen.exchange import End, Exchange, Limits, Transport
+from loadgen.flags import Length, asked_length, flags_of
 from loadgen.outcome import judge_exchange
 from loadgen.replies import make_reply
 from loadgen.reply import Reply
@@ -167,9 +168,12 @@ class Client:
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
-        reply = make_reply(self._endpoint.api, _choices(ask))
+        fields = self._fields(ask)
+        length = asked_length(self._endpoint.api, fields)
+        reply = make_reply(self._endpoint.api, length.choices)
         body = AnswerBody(reply)
-        exchange = Exchange(request=HttpRequest(self._endpoint.target, head, self._render(ask)))
+        request = HttpRequest(self._endpoint.target, head, orjson.dumps(fields))
+        exchange = Exchange(request=request)
         self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
         try:
             self._transport.send(exchange, body, self._limits_of(ask))
@@ -179,7 +183,7 @@ class Client:
             raise
         finally:
             del self.open[seq]
-            record = self._record(seq, ask, due_at, exchange, body)
+            record = self._record(seq, ask, due_at, exchange, body, length)
             self._emit(record)
         return record
 
@@ -188,7 +192,8 @@ class Client:
             return self._limits
         return replace(self._limits, cut_s=ask.cancel_after_s)
 
-    def _render(self, ask: Ask) -> bytes:
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        """The body of the request."""
         api, prompt = self._endpoint.api, ask.prompt
         prompt_field, limit = _PROMPT_FIELDS[api], _token_limit(api, ask)
         if prompt_field == "messages" and isinstance(prompt, str):
@@ -201,8 +206,7 @@ class Client:
             if api in _ASKS_FOR_USAGE:
                 body["stream_options"] = {"include_usage": True}
         body = apply_dialect(body, self._endpoint.dialect, self._endpoint.api)
-        body.update(ask.extra)
-        return orjson.dumps(body)
+        return {**body, **ask.extra}
 
     def _record(
         self,
@@ -211,6 +215,7 @@ class Client:
         due_at: float,
         exchange: Exchange,
         body: AnswerBody,
+        length: Length,
     ) -> RequestRecord:
         outcome, detail = judge_exchange(exchange, body)
         reply = body.reply
@@ -228,7 +233,7 @@ class Client:
             outcome=outcome,
             detail=self._clean(detail),
             http_status=exchange.status,
-            flags=self._flags(outcome, exchange, body),
+            flags=self._flags(outcome, exchange, body, length, usage.output_tokens),
             due_at_s=due_at - self._began_at,
             sent_at_s=instant(exchange.sent_at),
             connect_s=exchange.connect_s,
@@ -248,7 +253,7 @@ class Client:
             audio_output_tokens=usage.audio_output_tokens,
             token_source=source,
             first_event_tokens=reply.first_event_tokens,
-            asked_output_tokens=_token_limit(self._endpoint.api, ask),
+            asked_output_tokens=length.limit,
             output_events=reply.output_events,
             coalesced_events=reply.coalesced,
             conn_retries=exchange.retries,
@@ -256,22 +261,17 @@ class Client:
             gaps_s=reply.gaps_s if reply.first_output_at is not None else None,
         )
 
-    def _flags(self, outcome: Outcome, exchange: Exchange, body: AnswerBody) -> tuple[str, ...]:
-        flags: list[str] = []
-        if body.reply.has_output or outcome is Outcome.OK:
-            flags += body.reply.flags()
-        elif body.reply.bad_json:
-            flags.append("bad_json")
-        if outcome is Outcome.OK and exchange.end is not End.COMPLETE:
-            flags.append("dirty_close")
-        if body.unterminated:
-            flags.append("unterminated_event")
-        if exchange.retries:
-            flags.append("stale_connection")
-        if exchange.headers.get("content-encoding", "identity") != "identity":
-            flags.append("encoded")
+    def _flags(
+        self,
+        outcome: Outcome,
+        exchange: Exchange,
+        body: AnswerBody,
+        length: Length,
+        tokens: int | None,
+    ) -> tuple[str, ...]:
+        flags = flags_of(outcome, exchange, body, output_tokens=tokens, least_tokens=length.least)
         if self._endpoint.dialect.answered_from_cache(exchange.headers):
-            flags.append("gateway_cache")
+            return (*flags, "gateway_cache")
         return tuple(flags)
 
     def _instant(self, at: float | None) -> float | None:
@@ -286,12 +286,6 @@ def _token_limit(api: str, ask: Ask) -> int | None:
     if api == "embeddings":
         return None
     return _MESSAGES_LIMIT if api == "messages" and ask.max_tokens is None else ask.max_tokens
-
-
-def _choices(ask: Ask) -> int:
-    """How many answers were asked for; what the server makes of nonsense is its own business."""
-    n = ask.extra.get("n")
-    return n if isinstance(n, int) and n > 0 else 1
 
 
 def now() -> float:

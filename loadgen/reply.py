@@ -38,6 +38,7 @@ class Reply(ABC):
         ENDING: what a whole answer must have to be one, in words.
         error: words of an in-band error, or ``None``.
         done: the end marker was seen.
+        first_silent_at: the first event without output: a role, news, usage.
         gaps_s: seconds between consecutive output events.
         coalesced: output events that shared a read with the output event before them.
         bad_json: events that were no JSON.
@@ -61,6 +62,7 @@ class Reply(ABC):
         "first_event_tokens",
         "first_output_at",
         "first_read_delay",
+        "first_silent_at",
         "gaps_s",
         "last_output_at",
         "n_answer",
@@ -90,6 +92,7 @@ class Reply(ABC):
         self.n_answer = self.n_reasoning = self.n_tool = self.n_hidden = 0
         self.first_output_at: float | None = None
         self.first_answer_at: float | None = None
+        self.first_silent_at: float | None = None
         self.last_output_at: float | None = None
         self.first_read_delay: float | None = None
         self.first_event_tokens: int | None = None
@@ -186,6 +189,11 @@ class Reply(ABC):
             self.n_tool += 1
         else:
             self.n_hidden += 1
+
+    def _silence(self, at: float) -> None:
+        """An event that carried no output."""
+        if self.first_silent_at is None:
+            self.first_silent_at = at
 
     # -- a whole JSON answer -----------------------------------------------------------------
 

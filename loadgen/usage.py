@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_MAX_COUNT = 2**53  # what any store and any reader of JSON can hold
+MAX_COUNT = 2**53
+"""What any store and any reader of JSON can hold."""
 _INPUT = (("prompt_tokens",), ("input_tokens",))
 _OUTPUT = (("completion_tokens",), ("output_tokens",))
 _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
@@ -158,7 +159,7 @@ def count(usage: Mapping[str, Any], *path: str) -> int | None:
         value = value.get(key) if isinstance(value, Mapping) else None
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return value if 0 <= value <= _MAX_COUNT else None
+    return value if 0 <= value <= MAX_COUNT else None
 
 
 def _first(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> int | None:

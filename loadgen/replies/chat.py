@@ -43,6 +43,8 @@ class ChatReply(Reply):
             kinds = HIDDEN
         if kinds:
             self._output(kinds, tokens, at, read, delay)
+        else:
+            self._silence(at)
 
     def _choice(self, choice: dict[str, Any]) -> tuple[int, int]:
         """Bits of the kinds of output in one choice, and the tokens it proves."""

@@ -40,9 +40,12 @@ class MessagesReply(Reply):
             kinds = _kinds(payload.get("content_block"), _BLOCKS)
         else:
             self._news(kind, payload)
+            self._silence(at)
             return
         if kinds:
             self._output(kinds, 0, at, read, delay)
+        else:
+            self._silence(at)
 
     def _news(self, kind: Any, payload: dict[str, Any]) -> None:
         if kind == "message_start":

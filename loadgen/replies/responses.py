@@ -50,6 +50,8 @@ class ResponsesReply(Reply):
             kinds = self._news(kind, response)
         if kinds:
             self._output(kinds, tokens, at, read, delay)
+        else:
+            self._silence(at)
 
     def _news(self, kind: str, response: dict[str, Any]) -> int:
         """The response as it stands; kinds of output that nothing but its end has shown."""

@@ -295,7 +295,8 @@ def test_a_whole_answer_on_a_broken_connection_is_flagged() -> None:
     """The user lost nothing, the server's operator may want to know."""
     record = make_client(Broken(PLAIN, PLAIN.writes), []).ask(Ask(task="t", prompt="hi"), DUE_AT)
 
-    assert (record.outcome, record.flags, record.done_at_s) == (Outcome.OK, ("dirty_close",), None)
+    assert (record.outcome, record.done_at_s) == (Outcome.OK, None)
+    assert "dirty_close" in record.flags
 
 
 @pytest.mark.parametrize("secret", ["sk-canary-1234567890", "plainsecretword"])
