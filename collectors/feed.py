@@ -78,6 +78,8 @@ class RecorderFeed:
         self._tries = 0  # to start a recorder, since the last acknowledgement
         self._closing = False
         self._threads: list[threading.Thread] = []
+        self.salt: bytes | None = None
+        """The key of the database's hashes, once the recorder has started; a secret."""
         self.restarts = 0
         self.lost_records = 0
         """Requests that never reached the database, for want of memory or a database."""
@@ -245,6 +247,7 @@ class RecorderFeed:
             raise StoreError(said[0])
         line.settimeout(None)
         with self._changed:
+            self.salt = said[0]
             self._up = True
             self._tries += resume  # one that dies before it acknowledges anything was a try
             self.restarts += resume

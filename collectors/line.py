@@ -18,7 +18,7 @@ UPDATE = "update"  # number, changed fields of the run
 FINISH = "finish"  # number, last changes of the run
 
 # From the recorder
-READY = "ready"  # the run is in the database
+READY = "ready"  # salt of the database, which has the run
 FAILED = "failed"  # sentence: the database does not serve
 DONE = "done"  # numbers, all committed
 REFUSED = "refused"  # number, sentence: can never be committed

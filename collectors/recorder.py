@@ -328,7 +328,7 @@ def main(argv: list[str]) -> int:
                 run = _enter(store, run, resume=resume)
                 recorder = Recorder(line, store, run, [HostCollector(), GpuCollector()])
                 signal.signal(signal.SIGTERM, recorder.terminate)
-                line.sendall(message(READY))
+                line.sendall(message(READY, store.salt()))
                 line.setblocking(False)
                 recorder.work()
         except CollectorsError as error:

@@ -289,6 +289,13 @@ def big_batch(sequence: int) -> Batch:
     )
 
 
+def test_a_feed_learns_the_salt_of_its_database(sqlite_db: str) -> None:
+    """Whoever makes hashes has the key as soon as the recorder is there, and not before."""
+    assert RecorderFeed(sqlite_db, a_present_run()).salt is None
+    with feeding(sqlite_db) as feed, Store.open(sqlite_db, read_only=True) as store:
+        assert feed.salt == store.salt()
+
+
 def test_memory_is_bounded_and_gaps_go_first(sqlite_db: str) -> None:
     """While the recorder stands still the feed sheds gaps, keeps every record, and counts."""
     with feeding(sqlite_db, max_pending_bytes=500_000) as feed:

@@ -61,7 +61,8 @@ def recorder(tmp_path: Path) -> Iterator[tuple[Line, subprocess.Popen[bytes]]]:
             line = Line(ours)
             now = {"began_wall_s": time.time(), "began_mono_s": time.monotonic()}
             line.say(HELLO, str(tmp_path / "runs.db"), asdict(a_run(**now)), False)
-            assert line.hear() == [READY]
+            kind, salt = line.hear()
+            assert (kind, len(salt)) == (READY, 32)
             yield line, process
             ours.close()
             process.wait(20)
