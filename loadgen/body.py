@@ -12,7 +12,7 @@ from loadgen.sse import SseDecoder
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-_BOM = b"\xef\xbb\xbf"
+_BLANKS = b" \t\n\r\x0b\x0c\xef\xbb\xbf"  # those of a byte-order mark as well, wherever reads end
 _SSE_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
@@ -95,7 +95,7 @@ class AnswerBody:
 
     def _begin(self, chunk: bytes, *, more: bool = True) -> bytes:
         """Tell the kind of body; the bytes to go on with, none while it cannot be told."""
-        start = (self._start + chunk).removeprefix(_BOM).lstrip()
+        start = (self._start + chunk).lstrip(_BLANKS)
         self._kind = self._sniff(start, more=more)
         if not self._kind:
             self._start = start
@@ -112,7 +112,7 @@ class AnswerBody:
             return "json"
         if start.startswith(_SSE_STARTS):
             return "sse"
-        if more and any(s.startswith(start) for s in (*_SSE_STARTS, _BOM)):
+        if more and any(s.startswith(start) for s in _SSE_STARTS):
             return ""
         if self.content_type == "text/event-stream":
             return "sse"

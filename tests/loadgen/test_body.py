@@ -43,7 +43,8 @@ def receive(
     ],
 )
 @pytest.mark.parametrize(
-    "start", [b"", BOM, b"\n\n", b": ping\n\n", b"event: x\n", b"id: 1\n", b"retry: 5\n"]
+    "start",
+    [b"", BOM, b"\n\n", b"\n" + BOM, b": ping\n\n", b"event: x\n", b"id: 1\n", b"retry: 5\n"],
 )
 def test_a_stream_is_a_stream_whatever_it_is_called(
     start: bytes, content_type: str | None, size: int | None
@@ -58,7 +59,7 @@ def test_a_stream_is_a_stream_whatever_it_is_called(
 @pytest.mark.parametrize(
     "content_type", ["application/json", "text/event-stream", "text/plain", None]
 )
-@pytest.mark.parametrize("start", [b"", BOM, b"\n\n\n", BOM + b" "])
+@pytest.mark.parametrize("start", [b"", BOM, b"\n\n\n", BOM + b" ", b"\r\n" + BOM])
 def test_a_json_answer_is_one_whatever_it_is_called(
     start: bytes, content_type: str | None, size: int | None
 ) -> None:
