@@ -17,6 +17,8 @@ from dataclasses import dataclass
 _TIMESPEC = struct.Struct("@ll")
 # Python has no name for it; the value is that of every Linux but those on PA-RISC and SPARC.
 SO_TIMESTAMPNS = 35
+_SOL_SOCKET = int(socket.SOL_SOCKET)  # the enum member's comparison is a Python call away
+_unpack = _TIMESPEC.unpack_from
 ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 
 
@@ -66,7 +68,7 @@ class KernelStamps:
         self,
         ancillary: list[tuple[int, int, bytes]],
         drained_at: float,
-    ) -> tuple[float, float | None]:
+    ) -> tuple[float, float | None, float]:
         """Call right after ``recvmsg``.
 
         Args:
@@ -74,19 +76,19 @@ class KernelStamps:
             drained_at: CLOCK_MONOTONIC at which this socket was last known to be empty.
 
         Returns:
-            The arrival on CLOCK_MONOTONIC in seconds, and how long before this call that was;
-            the delay is ``None`` where the clock had to stand in for the kernel.
+            The arrival on CLOCK_MONOTONIC in seconds, how long before this call that was (``None``
+            where the clock had to stand in for the kernel), and this call's own instant.
         """
         wall_ns = time.time_ns()
         now = time.monotonic()
         for level, kind, payload in ancillary:
-            if kind == SO_TIMESTAMPNS and level == socket.SOL_SOCKET:
-                seconds, nanoseconds = _TIMESPEC.unpack_from(payload)
+            if kind == SO_TIMESTAMPNS and level == _SOL_SOCKET:
+                seconds, nanoseconds = _unpack(payload)
                 age_s = (wall_ns - (seconds * 1_000_000_000 + nanoseconds)) * 1e-9
                 if 0.0 <= age_s <= now - drained_at:
                     self.counts.kernel += 1
-                    return now - age_s, age_s
+                    return now - age_s, age_s, now
                 self.counts.refused += 1
-                return now, None
+                return now, None, now
         self.counts.clock += 1
-        return now, None
+        return now, None, now

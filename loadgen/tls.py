@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from collectors.redact import redact_text
 from loadgen.errors import OptionError
 
-READ_BYTES = 65536
+READ_BYTES = 65536  # more than any record holds (RFC 8446, 5.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +107,15 @@ class MemoryTls:
         Raises:
             ssl.SSLError: this is not what the peer can have sent, or the peer refuses us.
         """
-        self._incoming.write(data)
+        incoming = self._incoming
+        incoming.write(data)
         pieces = []
         try:
             while piece := self.ssl.read(READ_BYTES):
                 pieces.append(piece)
+                # A read takes a whole record. To be told "no more" costs as much as a token does.
+                if not incoming.pending:
+                    return b"".join(pieces), False
         except ssl.SSLWantReadError:
             return b"".join(pieces), False
         except ssl.SSLZeroReturnError:

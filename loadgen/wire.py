@@ -4,7 +4,8 @@ Rules kept here:
 
 - Reads happen in the hub's callback, not in the user's greenlet: a token costs one callback, a
   request one greenlet switch.
-- Instants are arrivals (:mod:`loadgen.stamps`): how late Python was does not move them.
+- Instants are arrivals (:mod:`loadgen.stamps`): how late Python was does not move them, and what
+  waited meanwhile is read frame by frame, for each its own (:mod:`loadgen.backlog`).
 - No pool limit, no redirect, no hidden retry, no ``Expect``; compressed answers are not asked for.
 - A response is read to its true end, so that its connection can be used again. After an end marker
   inside the body the true end is waited for only briefly.
@@ -28,6 +29,7 @@ import httptools
 from gevent import monkey
 from gevent import socket as cooperative
 
+from loadgen.backlog import PEEK_BYTES, Backlog, frame_bytes
 from loadgen.errors import DecodeError, words_of
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.inflate import inflated, inflater
@@ -38,6 +40,7 @@ from loadgen.tls import MemoryTls
 MAX_IDLE_S = 4.0  # vLLM's server closes idle connections after 5 s
 END_GRACE_S = 0.25  # how long after the end marker the response may take to end
 READ_BYTES = 65536
+FRAMES_AT_ONCE = 8  # of one connection, before the others have their turn
 MAX_HEAD_BYTES = 256 * 1024
 
 # The socket of the standard library, not gevent's: waiting is done by the hub's watchers here.
@@ -50,6 +53,7 @@ class WireTransport:
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.stamps = KernelStamps()
+        self.backlog = Backlog()
         self._tls = tls
         self._idle: dict[Target, list[_Connection]] = defaultdict(list)
         self._busy: set[_Connection] = set()
@@ -121,8 +125,8 @@ class WireTransport:
             exchange.end, exchange.detail = End.CONNECT_ERROR, words_of(error)
             return None
         exchange.connect_s = time.monotonic() - began
-        KernelStamps.enable(sock)
-        connection = _Connection(self, sock, tls, target)
+        stamped = KernelStamps.enable(sock)
+        connection = _Connection(self, sock, tls, target, stamped=stamped)
         self._busy.add(connection)
         return connection
 
@@ -154,17 +158,55 @@ class WireTransport:
 class _Connection:
     """One connection, and the exchange on it, if any. Callbacks run in the hub: they never wait."""
 
+    __slots__ = (
+        "_all_sent",
+        "_answered",
+        "_arrival",
+        "_at",
+        "_backlog",
+        "_body",
+        "_bytes_seen",
+        "_closed",
+        "_delay",
+        "_exchange",
+        "_head_bytes",
+        "_head_seen",
+        "_headers",
+        "_hub",
+        "_inflate",
+        "_limits",
+        "_parser",
+        "_read",
+        "_recvmsg",
+        "_reusable",
+        "_sized",
+        "_sock",
+        "_stamp",
+        "_stamped",
+        "_timer",
+        "_tls",
+        "_transport",
+        "_waiter",
+        "_watcher",
+        "drained_at",
+        "target",
+    )
+
     def __init__(
         self,
         transport: WireTransport,
         sock: socket.socket,
         tls: MemoryTls | None,
         target: Target,
+        *,
+        stamped: bool,
     ) -> None:
         self.target = target
         self.drained_at = time.monotonic()
         self._transport = transport
         self._arrival = transport.stamps.arrival
+        self._backlog = transport.backlog
+        self._stamped = stamped
         self._sock = sock
         self._recvmsg = sock.recvmsg
         self._tls = tls
@@ -192,7 +234,8 @@ class _Connection:
         self._answered = False  # the body has all it needs
         self._at = 0.0
         self._delay: float | None = None
-        self._read = 0
+        self._stamp: list[tuple[int, int, bytes]] = []
+        self._read = 0  # number of the arrival, for events to be told together or apart
 
     # -- in the user's greenlet --------------------------------------------------------------
 
@@ -252,41 +295,73 @@ class _Connection:
     # -- in the hub --------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        """Read what came; frame by frame where several may have come since the last look."""
+        now = time.monotonic()
+        if not (self._stamped and self._backlog.likely(now)):
+            self._read_up_to(READ_BYTES)
+            return
+        for _ in range(FRAMES_AT_ONCE):
+            try:
+                start = self._sock.recv(PEEK_BYTES, socket.MSG_PEEK)
+            except BlockingIOError:
+                return
+            except OSError as error:  # told once: the next read would see an orderly end
+                self._broken(error)
+                return
+            size = min(frame_bytes(start, tls=self._tls is not None) or READ_BYTES, READ_BYTES)
+            if not self._read_up_to(size) or len(start) <= size:
+                return
+
+    def _broken(self, error: OSError) -> None:
+        self._finish(End.RESET, words_of(error))
+        self._reusable = False
+
+    def _read_up_to(self, size: int) -> bool:
+        """One read, stamped and taken; False where there was none, or the exchange is over."""
         try:
-            data, ancillary, _, _ = self._recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            data, ancillary, _, _ = self._recvmsg(size, ANCILLARY_BYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
-            self._finish(End.RESET, words_of(error))
-            self._reusable = False
-            return
-        if self._exchange is None:  # idle: the peer closed, or sends what nobody asked for
+            self._broken(error)
+            return False
+        exchange = self._exchange
+        if exchange is None:  # idle: the peer closed, or sends what nobody asked for
             self.close()
-            return
-        if self._exchange.end is not None:  # over, its greenlet just has not run yet
+            return False
+        if exchange.end is not None:  # over, its greenlet just has not run yet
             self._reusable = False
             self._watcher.stop()
-            return
-        at, self._delay = self._arrival(ancillary, self.drained_at)
-        if len(data) < READ_BYTES:
-            self.drained_at = at if self._delay is None else at + self._delay
-        # A stamp after a read that had none must not lead back in time.
-        if at > self._at:  # noqa: PLR1730  # max() would cost four times as much, for every token
-            self._at = at
-        self._read += 1
+            return False
+        at, self._delay, now = self._arrival(ancillary, self.drained_at)
+        self._backlog.note(now, self._delay)
+        if len(data) < size:
+            self.drained_at = now
+        # A frame with the stamp of the one before came in the same segment, as far as is known: the
+        # kernel joins segments that wait, and keeps one stamp.
+        if size == READ_BYTES or not ancillary or ancillary != self._stamp:
+            self._read += 1
+            # A stamp after a read that had none must not lead back in time.
+            if at > self._at:  # noqa: PLR1730  # max() costs four times as much, for every token
+                self._at = at
+        self._stamp = ancillary
         try:
             self._take(data)
         except DecodeError as error:
             self._finish(End.MALFORMED, str(error))
         except httptools.HttpParserError as error:
-            self._reusable = False
-            cause = error.__context__
-            if isinstance(cause, DecodeError):
-                self._finish(End.MALFORMED, str(cause))
-            elif cause is not None and not isinstance(cause, httptools.HttpParserError):
-                raise  # our own bug inside a parser callback
-            else:
-                self._finish(End.MALFORMED, f"not HTTP: {error}")
+            self._not_http(error)
+        return exchange.end is None and not self._closed
+
+    def _not_http(self, error: httptools.HttpParserError) -> None:
+        self._reusable = False
+        cause = error.__context__
+        if isinstance(cause, DecodeError):
+            self._finish(End.MALFORMED, str(cause))
+        elif cause is not None and not isinstance(cause, httptools.HttpParserError):
+            raise error  # our own bug inside a parser callback
+        else:
+            self._finish(End.MALFORMED, f"not HTTP: {error}")
 
     def _take(self, data: bytes) -> None:
         over = not data

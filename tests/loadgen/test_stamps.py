@@ -70,8 +70,9 @@ def test_an_arrival(
     counts: StampCounts,
 ) -> None:
     """A stamp that can be true is taken; else the read's own time stands in, and is counted."""
-    at, how_late = stamps.arrival(ancillary, NOW - 1.0)
+    at, how_late, now = stamps.arrival(ancillary, NOW - 1.0)
 
+    assert now == NOW
     assert at == pytest.approx(arrival, abs=1e-9)
     assert how_late == pytest.approx(delay, abs=1e-9)
     assert stamps.counts == counts
@@ -109,11 +110,12 @@ def test_the_kernel_stamps_what_comes_not_what_is_read() -> None:
         sent_at = time.monotonic()
         time.sleep(0.03)
         _, ancillary, _, _ = receiver.recvmsg(100, ANCILLARY_BYTES)
-        at, delay = stamps.arrival(ancillary, drained_at)
+        at, delay, now = stamps.arrival(ancillary, drained_at)
     stamps.close()
 
     assert delay is not None
     assert delay >= 0.03
+    assert at == pytest.approx(now - delay)
     assert drained_at <= at < sent_at + 0.02
     assert stamps.counts == StampCounts(kernel=1)
 
