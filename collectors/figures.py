@@ -26,8 +26,8 @@ from collectors.estimates import (
     Ratio,
     Resampled,
 )
-from collectors.latency import SAMPLES, felt_end_at_s
-from collectors.records import FAILED, Outcome
+from collectors.latency import SAMPLES, felt_end_at_s, has_flag
+from collectors.records import FAILED, Outcome, TokenSource
 from collectors.runs import Run, RunStatus
 from collectors.samples import Sample
 from collectors.stats import BATCHES, percentile
@@ -43,6 +43,29 @@ _BINS = 10 * BATCHES  # of the window, for the bootstrap of rates
 _CUT_SHORT_RATIO = 0.99  # stopping a moment early is no cut
 _MANY_A_CHUNK = 1.1  # tokens an output event, from which gaps are not those of tokens
 _MANY_TOGETHER = 0.05  # share of events that came with another
+_MANY_EARLY = 0.05  # share of successes
+_EARLY = {  # flag, and what it says to who reads other tools' figures
+    "early_head": (
+        "had their response head long before the first token: the time to the head says nothing"
+        " about prefill, and --timeout-head does not guard it."
+    ),
+    "early_event": (
+        "had an event without output long before the first token: a tool that takes the first event"
+        " for the token would read a shorter TTFT."
+    ),
+}
+_MISSING = {  # flag, and what it takes from our own
+    "no_usage": (
+        "ended without usage: their cached tokens are unknown, and the others unless something else"
+        " tells."
+    ),
+    "fewer_tokens": (
+        "gave fewer tokens than ignore_eos or min_tokens asked for: E2E and tokens/s are those of"
+        " shorter answers than meant."
+    ),
+}
+_HELD_S = 2.0  # how long a sample of a load process holds, without the next one
+_LESS = 0.95  # users at work over users asked, below which the load was lighter than asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,13 +110,27 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
-    """Tokens of the requests due in the window; ``None`` where no request told."""
+    """Tokens of the requests due in the window; ``None`` where no request told.
+
+    Attributes:
+        cached_input, cache_write, audio_input: those of the input that a cache answered for, that
+            were written to one, that were audio.
+        reasoning, audio_output: those of the output.
+        source: where output tokens come from; "mixed" where requests differ.
+        asked_output: the limits sent, over the successes that tell their output tokens.
+        delivered_ratio: the output tokens of these, over their limits.
+    """
 
     input: int | None
     cached_input: int | None
+    cache_write: int | None
+    audio_input: int | None
     output: int | None
     reasoning: int | None
-    source: str | None  # "mixed" where requests differ
+    audio_output: int | None
+    source: str | None
+    asked_output: int | None
+    delivered_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,15 +164,21 @@ class Figures:
     Attributes:
         asked, achieved: users and mean requests in flight (closed loop), or rate due and rate sent
             in requests a second (open loop).
+        users: mean users at work in the window, asking or thinking; ``None`` where not sampled.
+        requests_asked, requests_due: where the run was to end with so many; in the whole run.
         latency: by name, e.g. ``ttft_s``; absent where not observed.
         errors: failed / (ok + failed + unfinished).
         goodput_ratio, goodput_per_s: ``None`` without per-request objectives.
+        flags: how many requests due in the window carry each.
         host_cpu_ratio: mean over hosts and window.
     """
 
     window: Window
     asked: float | None
     achieved: float | None
+    users: float | None
+    requests_asked: int | None
+    requests_due: int
     latency: Mapping[str, Latency]
     requests_per_s: Resampled | None
     input_tokens_per_s: Resampled | None
@@ -187,11 +230,15 @@ def measure(
     client = _client(run, requests)
     gpus = _gpus(run, samples, window)
     output_rate = rates.output_tokens()
+    users = _held_mean(samples, "client_users", window)
     answered = window.ok + window.failed + window.unfinished
     return Figures(
         window=window,
         asked=run.users if run.loop == "closed" else run.rate,
         achieved=_achieved(run, table, window),
+        users=users,
+        requests_asked=run.config.get("requests"),
+        requests_due=len(table),
         latency=latency,
         requests_per_s=rates.ended(),
         input_tokens_per_s=rates.input_tokens(),
@@ -213,7 +260,11 @@ def measure(
             latency["ttft_s"].sample if "ttft_s" in latency else None,
             tightest_limit_s,
         ),
-        warnings=_warnings(run, requests, window, latency),
+        warnings=[
+            *run.notes,
+            *_of_the_run(run, window, users),
+            *_of_requests(requests, window, latency),
+        ],
     )
 
 
@@ -400,12 +451,22 @@ def _tokens(requests: RequestTable) -> Tokens:
         return None if np.isnan(column).all() else int(np.nansum(column))
 
     sources = {s for s in requests.token_source if s is not None}
+    asked = requests.asked_output_tokens
+    told = requests.is_ok & ~np.isnan(asked) & ~np.isnan(requests.output_tokens)
+    asked_output = total(asked[told])
     return Tokens(
         input=total(requests.input_tokens),
         cached_input=total(requests.cached_input_tokens),
+        cache_write=total(requests.cache_write_input_tokens),
+        audio_input=total(requests.audio_input_tokens),
         output=total(requests.output_tokens),
         reasoning=total(requests.reasoning_tokens),
+        audio_output=total(requests.audio_output_tokens),
         source=None if not sources else sources.pop() if len(sources) == 1 else "mixed",
+        asked_output=asked_output,
+        delivered_ratio=float(requests.output_tokens[told].sum()) / asked_output
+        if asked_output
+        else None,
     )
 
 
@@ -459,6 +520,27 @@ def _mean_of(samples: Sequence[Sample], name: str, window: Window) -> float | No
     return sum(values) / len(values) if values else None
 
 
+def _held_mean(samples: Sequence[Sample], name: str, window: Window) -> float | None:
+    """Mean over the window of a level that several sources add to.
+
+    Each sample holds until its source's next one, and for two seconds at most: a source that is
+    lost adds nothing from then on. The time before any source's first sample is left out.
+    """
+    by_source: dict[str, list[Sample]] = {}
+    for sample in sorted(s for s in samples if s.name == name):
+        by_source.setdefault(sample.source, []).append(sample)
+    began = min((own[0].at_s for own in by_source.values()), default=window.end_s)
+    start_s = max(window.start_s, began)
+    if start_s >= window.end_s:
+        return None
+    held = 0.0
+    for own in by_source.values():
+        for sample, until_s in zip(own, [*(s.at_s for s in own[1:]), np.inf], strict=True):
+            end_s = min(until_s, sample.at_s + _HELD_S, window.end_s)
+            held += sample.value * max(0.0, end_s - max(sample.at_s, start_s))
+    return held / (window.end_s - start_s)
+
+
 def _counted(samples: Sequence[Sample], name: str, window: Window) -> float | None:
     """How far a counter grew in the window; ``None`` where it was not seen twice, or was reset."""
     values = _values(sorted(samples), name, window)
@@ -495,14 +577,10 @@ def _p99(values: Floats) -> float:
     return percentile(np.sort(values), 0.99)
 
 
-def _warnings(
-    run: Run, requests: RequestTable, window: Window, latency: Mapping[str, Latency]
-) -> list[str]:
-    """What a reader must know to trust the figures, a sentence each."""
-    return [*run.notes, *_of_the_run(run, window), *_of_requests(requests, window, latency)]
+# What a reader must know to trust the figures, a sentence each
 
 
-def _of_the_run(run: Run, window: Window) -> Iterator[str]:
+def _of_the_run(run: Run, window: Window, users: float | None) -> Iterator[str]:
     if run.status is RunStatus.RUNNING:
         yield "The run is still going; these figures will change."
     stopped_s, asked_s = run.stopped_at_s, run.duration_s
@@ -518,6 +596,8 @@ def _of_the_run(run: Run, window: Window) -> Iterator[str]:
             f"The run stopped at {window.end_s:.1f} s, before its window began at"
             f" {window.start_s:.1f} s, so that no request counts."
         )
+    if users is not None and run.users and users < _LESS * run.users:
+        yield f"Only {users:.1f} of {run.users} users were at work on average."
     if run.gpu_hour_price_usd is not None and run.gpus is None:
         yield "A price per GPU-hour was given but not the number of GPUs, so the cost is unknown."
 
@@ -537,16 +617,36 @@ def _of_requests(
     several = requests.output_events > 1
     if unkept := int((several & (requests.gap_counts == 0)).sum()):
         yield f"ITL leaves out {unkept} streamed requests, whose gaps were not kept."
-    shown = requests.is_ok & ((requests.output_events > 0) | (requests.output_tokens > 0))
-    if untold := int((shown & np.isnan(requests.output_tokens)).sum()):
-        yield f"Token figures leave out {untold} requests, whose output tokens are unknown."
+    yield from _of_tokens(requests)
+    yield from _of_flags(requests)
+    together = float(np.nansum(requests.coalesced_events))
+    if (total := float(requests.output_events.sum())) and together / total > _MANY_TOGETHER:
+        yield (
+            f"{together / total:.1%} of the output events came in one read with the one before;"
+            " their gaps in ITL are zero."
+        )
+
+
+def _of_tokens(requests: RequestTable) -> Iterator[str]:
     events, tokens = requests.output_events, requests.output_tokens
+    shown = requests.is_ok & ((events > 0) | (tokens > 0))
+    if untold := int((shown & np.isnan(tokens)).sum()):
+        yield f"Token figures leave out {untold} requests, whose output tokens are unknown."
+    by_tokenizer = requests.token_source == TokenSource.TOKENIZER.value
+    if counted := int(by_tokenizer.sum()):
+        yield (
+            f"The tokens of {counted} requests were counted here, by a tokenizer, from visible"
+            " text: hidden reasoning and special tokens are not in them."
+        )
     told = (events > 1) & (tokens > 0)
     if told.any() and (ratio := float(tokens[told].sum() / events[told].sum())) > _MANY_A_CHUNK:
         yield f"An output event carries {ratio:.2g} tokens on average; a gap is not one token's."
-    together = float(np.nansum(requests.coalesced_events))
-    if (total := float(events.sum())) and together / total > _MANY_TOGETHER:
-        yield (
-            f"{together / total:.1%} of the output events came in one read with the one before;"
-            " their gaps are zero."
-        )
+
+
+def _of_flags(requests: RequestTable) -> Iterator[str]:
+    """What flagged successes do to the figures, for those flags that do something to them."""
+    served = requests.select(requests.is_ok)
+    for flag, words in (_EARLY | _MISSING).items():
+        count = int(has_flag(served, flag).sum())
+        if count and (flag in _MISSING or count / len(served) > _MANY_EARLY):
+            yield f"{count} of {len(served)} successes ({count / len(served):.1%}) {words}"

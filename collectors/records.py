@@ -88,7 +88,8 @@ class RequestRecord:
             ``None`` where the kernel gave no stamp, or there was no token.
         first_event_tokens: output tokens in the first output event, where the server told.
         coalesced_events: output events that shared a read with an earlier output event.
-        asked_output_tokens: the token limit sent, or ``None``.
+        asked_output_tokens: the token limit sent, times the answers asked for; ``None`` without
+            a limit.
         gaps_s: seconds between consecutive output events (``array('f')``), in order; empty for a
             single event, ``None`` where not kept.
         cache_write_input_tokens: input tokens that the server wrote to a cache.

@@ -35,6 +35,7 @@ NUMERIC = (
     "output_tokens",
     "reasoning_tokens",
     "first_event_tokens",
+    "asked_output_tokens",
     "coalesced_events",
     "quality",
     "cache_write_input_tokens",
@@ -72,6 +73,7 @@ class RequestTable:
     output_tokens: Floats
     reasoning_tokens: Floats
     first_event_tokens: Floats
+    asked_output_tokens: Floats
     coalesced_events: Floats
     quality: Floats
     cache_write_input_tokens: Floats

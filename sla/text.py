@@ -7,7 +7,8 @@ a dash. Text is ASCII and fits 100 columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sla.judge import Judgement, Row, Verdict
@@ -34,6 +35,8 @@ LATENCY_NAMES = {
     "e2e_from_due_s": "E2E from due",
     "send_lag_s": "send lag",
 }
+_COLUMNS = 100
+_VALUE_COLUMNS = 84  # of a line, beside the name of a figure
 _SHOWN = ("p50", "p90", "p95", "p99")
 _FELT = (
     "As felt: a failed request is infinitely slow, an open one at least as slow as the time it had."
@@ -59,7 +62,7 @@ def report_text(report: Report, *, colour: bool = False) -> str:
     ]
     lines += ["", _FELT, _BELOW, ""]
     lines += _aligned(figure_facts(report))
-    lines += ["", *_standing(report, colour=colour)]
+    lines += ["", *_wrapped(_standing(report, colour=colour))]
     return "\n".join(lines) + "\n"
 
 
@@ -97,7 +100,7 @@ def check_text(
         lines.append(_painted(line, row.verdict, colour=colour))
         if row.reason:
             lines.append(f"    {plain(row.reason)}")
-    lines += ["", *([] if is_below else _standing(run, colour=colour)), *judgement.notes]
+    lines += ["", *([] if is_below else _wrapped(_standing(run, colour=colour))), *judgement.notes]
     word = paint(judgement.verdict, _COLOUR[judgement.verdict], is_on=colour)
     lines.append(f"Verdict: {word} (exit code {judgement.exit_code})")
     return "\n".join(lines) + "\n"
@@ -199,12 +202,19 @@ def run_facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _load(load: Report) -> str:
-    achieved = _finite(load["achieved"])
+    achieved, users = _finite(load["achieved"]), _finite(load["users"])
+    asked, due = load["requests_asked"], load["requests_due"]
+    limit = "" if asked is None else f", {due:,} of {asked:,} requests due"
     if load["loop"] == "closed":
         some = ABSENT if achieved is None else f"{achieved:,.1f}"
-        return f"closed loop, {_count(load['asked'])} users, {some} requests in flight on average"
-    asked = _quantity(load["asked"], Kind.REQUESTS_PER_S)
-    return f"open loop, {asked} asked, {_quantity(load['achieved'], Kind.REQUESTS_PER_S)} sent"
+        at_work = "" if users is None else f" ({users:,.1f} at work)"
+        return (
+            f"closed loop, {_count(load['asked'])} users{at_work},"
+            f" {some} requests in flight on average{limit}"
+        )
+    rate = _quantity(load["asked"], Kind.REQUESTS_PER_S)
+    sent = _quantity(load["achieved"], Kind.REQUESTS_PER_S)
+    return f"open loop, {rate} asked, {sent} sent{limit}"
 
 
 def _latency_cells(report: Report) -> tuple[list[str], Cells]:
@@ -250,8 +260,8 @@ def figure_facts(report: Report) -> list[tuple[str, str]]:
         ("throughput", _throughput(report["throughput"])),
         ("goodput", _goodput(report["throughput"])),
         ("errors", _errors(report)),
-        ("tokens", _tokens(report["tokens"])),
-        ("flags", ", ".join(f"{flag} {n:,}" for flag, n in report["flags"].items()) or ABSENT),
+        *_tokens(report["tokens"]),
+        *_flags(report),
         *_cost(report["cost"]),
     ]
     facts += [(f"GPU {i}", _gpu(gpu)) for i, gpu in enumerate(report["gpu"])] or [("GPU", ABSENT)]
@@ -284,11 +294,38 @@ def _errors(report: Report) -> str:
     return f"{ratio} ({window['failed']:,} of {answered:,}{outcomes})"
 
 
-def _tokens(tokens: Report) -> str:
+def _tokens(tokens: Report) -> list[tuple[str, str]]:
+    told = (
+        _count(tokens["input"])
+        + " in"
+        + _parts(tokens, cached_input="cached", cache_write="cache write", audio_input="audio"),
+        _count(tokens["output"])
+        + " out"
+        + _parts(tokens, reasoning="reasoning", audio_output="audio"),
+    )
     source = f", as told by {tokens['source']}" if tokens["source"] else ""
-    cached = f" ({tokens['cached_input']:,} cached)" if tokens["cached_input"] is not None else ""
-    thought = f" ({tokens['reasoning']:,} reasoning)" if tokens["reasoning"] is not None else ""
-    return f"{_count(tokens['input'])} in{cached}, {_count(tokens['output'])} out{thought}{source}"
+    rows = [("tokens", f"{', '.join(told)}{source}")]
+    if tokens["asked_output"] is not None:
+        share = _quantity(tokens["delivered_ratio"], Kind.RATIO)
+        limit = f"the {tokens['asked_output']:,} output tokens that the limits allow"
+        rows.append(("", f"{share} of {limit}, over successes"))
+    return rows
+
+
+def _parts(tokens: Report, **words: str) -> str:
+    """Those parts of a count that are known, in brackets."""
+    told = [f"{tokens[key]:,} {word}" for key, word in words.items() if tokens[key] is not None]
+    return f" ({', '.join(told)})" if told else ""
+
+
+def _flags(report: Report) -> list[tuple[str, str]]:
+    """Each flag, how many requests carry it and their share of those due; a few to a line."""
+    found = [
+        f"{flag} {n:,} ({_quantity(report['flag_ratios'][flag], Kind.RATIO)})"
+        for flag, n in report["flags"].items()
+    ]
+    lines = textwrap.wrap(", ".join(found), _VALUE_COLUMNS, break_on_hyphens=False) or [ABSENT]
+    return [("" if i else "flags", line) for i, line in enumerate(lines)]
 
 
 def _cost(cost: Report) -> list[tuple[str, str]]:
@@ -343,6 +380,12 @@ def _standing(report: Report, *, colour: bool) -> Iterator[str]:
     )
     for sentence in (*report["validity"]["reasons"], *report["warnings"]):
         yield f"- {plain(sentence)}"
+
+
+def _wrapped(lines: Iterable[str]) -> Iterator[str]:
+    """Sentences over as many lines as they need."""
+    for line in lines:
+        yield from textwrap.wrap(line, _COLUMNS, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _standing_markdown(report: Report) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from collectors.cost import usd_per_token
 from collectors.figures import Figures, measure, window_span
-from collectors.records import Outcome, RequestRecord
+from collectors.records import Outcome, RequestRecord, TokenSource
 from collectors.runs import RunStatus
 from collectors.samples import Sample
 from tests.collectors.builders import make_request, make_run, make_table
@@ -298,3 +298,136 @@ def test_gap_blobs_of_long_streams_are_counted_in_parts() -> None:
 
     assert figures.output_tokens_per_s is not None
     assert figures.output_tokens_per_s.value == pytest.approx(3 * 1_000_001 / 100)
+
+
+# -- tokens and flags --------------------------------------------------------------------------
+
+
+def test_parts_of_tokens_are_summed_where_they_are_told() -> None:
+    """A part that no request told is unknown, one that some told is theirs."""
+    told = make_request(
+        0,
+        1.0,
+        cached_input_tokens=6,
+        cache_write_input_tokens=3,
+        audio_output_tokens=0,
+        reasoning_tokens=2,
+    )
+    tokens = _figures([told, make_request(1, 2.0, cached_input_tokens=4)]).tokens
+
+    assert (tokens.cached_input, tokens.cache_write, tokens.reasoning) == (10, 3, 2)
+    assert (tokens.audio_input, tokens.audio_output) == (None, 0)
+
+
+def test_delivered_against_asked_is_of_successes_that_tell_both() -> None:
+    """4 and 2 of 8 each; what failed, asked for no limit or told no tokens is not in it."""
+    records = [
+        make_request(0, 1.0, output_tokens=4, asked_output_tokens=8),
+        make_request(1, 2.0, output_tokens=2, asked_output_tokens=8),
+        make_request(2, 3.0, output_tokens=None, asked_output_tokens=8),
+        make_request(3, 4.0, output_tokens=4),
+        make_request(4, 5.0, outcome=Outcome.RESET, output_tokens=1, asked_output_tokens=8),
+    ]
+    tokens = _figures(records).tokens
+
+    assert (tokens.asked_output, tokens.delivered_ratio) == (16, 6 / 16)
+
+
+@pytest.mark.parametrize("changes", [{}, {"output_tokens": None, "asked_output_tokens": 8}])
+def test_without_a_limit_or_a_count_delivery_is_unknown(changes: dict[str, int | None]) -> None:
+    """Neither 0 nor all of it."""
+    tokens = _figures([make_request(0, 1.0, **changes)]).tokens
+
+    assert (tokens.asked_output, tokens.delivered_ratio) == (None, None)
+
+
+def _flagged(flag: str, n: int, of: int = 100) -> list[str]:
+    records = [make_request(i, i + 0.5, flags=(flag,) if i < n else ()) for i in range(of)]
+    return [w for w in _figures(records).warnings if "successes" in w]
+
+
+@pytest.mark.parametrize(
+    ("flag", "n", "says"),
+    [
+        ("early_head", 6, "6 of 100 successes (6.0%) had their response head long before"),
+        ("early_head", 5, None),
+        ("early_event", 6, "a tool that takes the first event for the token"),
+        ("no_usage", 1, "1 of 100 successes (1.0%) ended without usage"),
+        ("fewer_tokens", 1, "E2E and tokens/s are those of shorter answers"),
+        ("no_done", 100, None),
+    ],
+)
+def test_a_flag_that_touches_figures_is_told(flag: str, n: int, says: str | None) -> None:
+    """One sentence, with how many and which figure; flags that change nothing are only counted."""
+    sentences = _flagged(flag, n)
+
+    assert len(sentences) == (says is not None)
+    assert says is None or says in sentences[0]
+
+
+def test_flags_of_what_did_not_succeed_need_no_explanation() -> None:
+    """A stream that broke has no usage because it broke."""
+    broken = make_request(0, 1.0, outcome=Outcome.RESET, flags=("no_usage",))
+    figures = _figures([broken, *_steady(50)])
+
+    assert not any("without usage" in w for w in figures.warnings)
+    assert figures.flags == {"no_usage": 1}
+
+
+def test_tokens_counted_by_a_tokenizer_are_told() -> None:
+    """They are of visible text only."""
+    counted = make_request(0, 1.0, token_source=TokenSource.TOKENIZER)
+    figures = _figures([counted, make_request(1, 2.0)])
+
+    assert figures.tokens.source == "mixed"
+    assert any("tokens of 1 requests were counted here" in w for w in figures.warnings)
+
+
+# -- the load ----------------------------------------------------------------------------------
+
+
+def _users(*samples: tuple[float, str, float]) -> list[Sample]:
+    return [Sample(at, f"worker:{name}", "client_users", value) for at, name, value in samples]
+
+
+def _every_second(name: str, value: float, until: int) -> list[Sample]:
+    return _users(*((float(at), name, value) for at in range(until)))
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (_every_second("w0", 4.0, 100), 4.0),
+        (_every_second("w0", 1.0, 100) + _every_second("w1", 3.0, 100), 4.0),
+        (_every_second("w0", 2.0, 100) + _every_second("w1", 2.0, 50), 2 + 2 * 51 / 100),
+        (_users((98.0, "w0", 1.0), (99.0, "w0", 3.0)), 2.0),  # nothing is known of the time before
+        (_users((99.0, "w0", 1.0)) + _every_second("w1", 3.0, 100), 3.01),
+        ([], None),
+        (_users((100.0, "w0", 4.0)), None),
+    ],
+    ids=["one", "two", "one is lost", "late", "one is late", "none", "none inside"],
+)
+def test_users_at_work_are_summed_over_processes_and_averaged_over_time(
+    samples: list[Sample], expected: float | None
+) -> None:
+    """A sample holds until the next one, and for two seconds at most."""
+    figures = measure(make_run(), make_table(_steady()), samples)
+
+    assert figures.users == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(("users", "is_told"), [(4.0, False), (3.9, False), (3.0, True)])
+def test_fewer_users_than_asked_are_told(users: float, is_told: bool) -> None:
+    """The load was lighter than asked for."""
+    figures = measure(make_run(), make_table(_steady()), _every_second("w0", users, 100))
+
+    assert (f"Only {users:.1f} of 4 users were at work on average." in figures.warnings) is is_told
+
+
+def test_achieved_is_requests_in_flight() -> None:
+    """Two users who are answered in 0.5 s of each second have one request in flight on average."""
+    records = [make_request(i, i / 2, ttft_s=0.4, gaps_s=[0.05, 0.05]) for i in range(200)]
+    figures = _figures(records)
+
+    assert figures.achieved == pytest.approx(1.0)
+    assert (figures.requests_asked, figures.requests_due) == (None, 200)

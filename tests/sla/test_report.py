@@ -48,7 +48,17 @@ CONTRACT: dict[str, Any] = {
             "simulated",
         )
     ),
-    "load": dict.fromkeys(("loop", "asked", "achieved", "prompts_hash")),
+    "load": dict.fromkeys(
+        (
+            "loop",
+            "asked",
+            "achieved",
+            "prompts_hash",
+            "users",
+            "requests_asked",
+            "requests_due",
+        )
+    ),
     "window": dict.fromkeys(
         ("start_s", "end_s", "due", "ok", "failed", "unfinished", "not_sent", "cancelled")
     ),
@@ -74,9 +84,23 @@ CONTRACT: dict[str, Any] = {
             "goodput_ratio",
         )
     ),
-    "tokens": dict.fromkeys(("input", "cached_input", "output", "reasoning", "source")),
+    "tokens": dict.fromkeys(
+        (
+            "input",
+            "cached_input",
+            "output",
+            "reasoning",
+            "source",
+            "cache_write",
+            "audio_input",
+            "audio_output",
+            "asked_output",
+            "delivered_ratio",
+        )
+    ),
     "errors": dict.fromkeys(("ratio", "by_outcome")),
     "flags": 0,
+    "flag_ratios": 0,
     "cost": dict.fromkeys(
         (
             "usd",
@@ -171,7 +195,20 @@ def test_the_report_tells_the_run() -> None:
     assert report["load"]["achieved"] == pytest.approx(91 * 0.13 / 100)
     assert report["errors"] == {"ratio": 0.09, "by_outcome": {"timeout": 9}}
     assert report["flags"] == {"coalesced": 91}
+    assert report["flag_ratios"] == {"coalesced": 0.91}
     assert report["tokens"]["source"] == "usage"
+
+
+def test_the_load_asked_for_stands_beside_the_load_that_was() -> None:
+    """Users asked, users at work, requests in flight; requests asked and due; absent is null."""
+    samples = [Sample(at, "worker:local", "client_users", 3.0) for at in range(100)]
+    run = make_run(config={"requests": 120})
+    load = build_report(run, make_table(_requests()), samples)["load"]
+
+    assert (load["asked"], load["users"]) == (4, 3.0)
+    assert (load["requests_asked"], load["requests_due"]) == (120, 100)
+    without = build_report(make_run(), make_table([]), [])["load"]
+    assert (without["users"], without["requests_asked"], without["requests_due"]) == (None, None, 0)
 
 
 def test_gpus_stand_with_their_names() -> None:

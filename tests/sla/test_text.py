@@ -77,6 +77,39 @@ def test_absent_is_a_dash() -> None:
     assert "cost        -" in text
 
 
+def test_tokens_flags_and_load_are_told() -> None:
+    """Parts that are known, what was delivered of what was asked, each flag with its share."""
+    records = [
+        make_request(
+            i,
+            float(i),
+            cached_input_tokens=10,
+            cache_write_input_tokens=5,
+            asked_output_tokens=8,
+            flags=("early_head", "coalesced") if i < 25 else ("early_head",),
+        )
+        for i in range(100)
+    ]
+    report = build_report(make_run(config={"requests": 120}), make_table(records), [])
+    text = report_text(report)
+
+    assert "5,000 in (1,000 cached, 500 cache write), 400 out, as told by usage" in text
+    assert "50.0 % of the 800 output tokens that the limits allow" in text
+    assert "coalesced 25 (25.0 %), early_head 100 (100 %)" in text
+    assert "requests in flight on average, 100 of 120 requests due" in text
+
+
+def test_many_flags_and_long_warnings_fit_a_terminal() -> None:
+    """They go on in the next line."""
+    flags = ("early_head", "early_event", "no_usage", "fewer_tokens", "no_done", "total_mismatch")
+    records = [make_request(i, float(i), flags=flags) for i in range(100)]
+    lines = report_text(_report(records)).splitlines()
+
+    assert max(map(len, lines)) <= 100
+    assert sum("(100 %)" in line for line in lines) == 2
+    assert any(line.startswith("  head says nothing") for line in lines)
+
+
 def test_served_stand_beside_felt_where_some_failed() -> None:
     """With failures the percentiles of the successes follow; without, they say nothing."""
     records = _requests(100)
