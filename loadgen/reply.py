@@ -15,12 +15,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import orjson
 
 from collectors.records import OutputEvents, TokenSource
+from loadgen.fingerprint import AnswerChain
 from loadgen.usage import Usage, adds_up, count, output_count, read_usage, tells_tokens
 
 MAX_WORDS = 4096  # longer than a record keeps: what is secret is masked before it is cut
@@ -30,12 +32,16 @@ _DONE = frozenset({b"[DONE]", b'"[DONE]"'})
 ANSWER, REASONING, TOOL, HIDDEN, REFUSAL = 1, 2, 4, 8, 16
 """Bits of what an event carries; a refusal is an answer that is not the one asked for."""
 
+TOOL_NAME = 32
+"""In a chain: where a tool call begins. The other kinds of text there are those above."""
+
 
 class Reply(ABC):
     """Follows one answer. Instants are CLOCK_MONOTONIC seconds of the read that completed an event.
 
     Attributes:
         ENDING: what a whole answer must have to be one, in words.
+        chain: follows what the first choice says; ``None`` where nobody asks.
         error: words of an in-band error, or ``None``.
         done: the end marker was seen.
         first_silent_at: the first event without output: a role, news, usage.
@@ -55,6 +61,7 @@ class Reply(ABC):
         "_usages_differ",
         "after_done",
         "bad_json",
+        "chain",
         "coalesced",
         "done",
         "error",
@@ -74,7 +81,8 @@ class Reply(ABC):
 
     ENDING: ClassVar[str] = "a finish reason"
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, choices: int = 1, chain: AnswerChain | None = None) -> None:
+        self.chain = chain
         self._asked_choices = choices
         self._finish: dict[int, str] = {}
         self._last_read = -1
@@ -194,6 +202,16 @@ class Reply(ABC):
         """An event that carried no output."""
         if self.first_silent_at is None:
             self.first_silent_at = at
+
+    def _say(self, kind: int, text: Any) -> None:
+        """Something the first choice says, for its chain; an object (a tool's input) as JSON."""
+        if not text or self.chain is None:
+            return
+        if isinstance(text, str):
+            self.chain.add(kind, text)
+        elif isinstance(text, dict):
+            with suppress(orjson.JSONEncodeError):  # it reads deeper nesting than it writes
+                self.chain.add(kind, orjson.dumps(text).decode())
 
     # -- a whole JSON answer -----------------------------------------------------------------
 

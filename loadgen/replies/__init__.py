@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loadgen.fingerprint import AnswerChain
 from loadgen.replies.chat import ChatReply
 from loadgen.replies.embeddings import EmbeddingsReply
 from loadgen.replies.messages import MessagesReply
@@ -17,12 +18,13 @@ _READERS: dict[str, type[Reply]] = {
 }
 
 
-def make_reply(api: str, choices: int = 1) -> Reply:
+def make_reply(api: str, choices: int = 1, chain: AnswerChain | None = None) -> Reply:
     """The reader of one answer.
 
     Args:
         api: one of the keys of ``loadgen.client.API_PATHS``.
         choices: how many answers were asked for; only completions know more than one.
+        chain: is given what the first of them says; ``None`` where nobody wants to know.
     """
     reader = _READERS[api]
-    return reader(choices if reader is ChatReply else 1)
+    return reader(choices if reader is ChatReply else 1, chain)

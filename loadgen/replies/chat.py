@@ -6,10 +6,20 @@ reasoning, refusal, audio, images, or a tool call's name or arguments; a role is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from loadgen.reply import ANSWER, HIDDEN, REASONING, REFUSAL, TOOL, Reply, has_words
+from loadgen.fingerprint import AnswerChain
+from loadgen.reply import (
+    ANSWER,
+    HIDDEN,
+    REASONING,
+    REFUSAL,
+    TOOL,
+    TOOL_NAME,
+    Reply,
+    has_words,
+)
 from loadgen.usage import count, usage_of_timings
 
 
@@ -18,8 +28,8 @@ class ChatReply(Reply):
 
     __slots__ = ("_running_tokens",)
 
-    def __init__(self, choices: int = 1) -> None:
-        super().__init__(choices)
+    def __init__(self, choices: int = 1, chain: AnswerChain | None = None) -> None:
+        super().__init__(choices, chain)
         self._running_tokens: dict[int, int] = {}
 
     def _chunk(self, payload: dict[str, Any], at: float, read: int, delay: float | None) -> None:
@@ -49,11 +59,19 @@ class ChatReply(Reply):
     def _choice(self, choice: dict[str, Any]) -> tuple[int, int]:
         """Bits of the kinds of output in one choice, and the tokens it proves."""
         delta = choice.get("delta")
-        if isinstance(delta, dict):
-            kinds = _delta_kinds(delta)
-        else:
+        chain = None if choice.get("index") else self.chain
+        if delta.__class__ is not dict:
             text = choice.get("text")
             kinds = ANSWER if isinstance(text, str) and text else 0
+            self._say(ANSWER, None if chain is None else text)
+        elif len(delta) == 1 and (content := delta.get("content")).__class__ is str:  # mostly
+            kinds = ANSWER if content else 0
+            if kinds and chain is not None:
+                chain.add(ANSWER, content)
+        else:
+            kinds = _delta_kinds(delta)
+            if kinds and chain is not None:
+                self._say_delta(delta)
         reason = choice.get("finish_reason")
         if reason:
             self._end(reason, _index(choice))
@@ -61,6 +79,45 @@ class ChatReply(Reply):
         if not ids and not logprobs:
             return kinds, 0
         return kinds, self._prove(ids, _logprob_entries(logprobs))
+
+    def _say_delta(self, delta: dict[str, Any]) -> None:
+        """The texts of one event, in the order in which models write them."""
+        get = delta.get
+        reasoning = get("reasoning_content") or get("reasoning")
+        if reasoning:
+            self._say(REASONING, reasoning)
+        elif details := get("reasoning_details"):  # OpenRouter sends both, with the same text
+            for detail in _dicts(details):
+                self._say(REASONING, detail.get("text") or detail.get("summary"))
+        content = get("content")
+        if isinstance(content, list):
+            self._say_parts(content)
+        else:
+            self._say(ANSWER, content)
+        if calls := get("tool_calls"):
+            for call in _dicts(calls):
+                self._say_function(call.get("function"))
+        if function := get("function_call"):
+            self._say_function(function)
+        if refusal := get("refusal"):
+            self._say(REFUSAL, refusal)
+
+    def _say_parts(self, parts: list[Any]) -> None:
+        """Thinking is a text, or a list of parts itself."""
+        for part in _dicts(parts):
+            thinking = part.get("thinking") if part.get("type") == "thinking" else None
+            if isinstance(thinking, list):
+                for each in _dicts(thinking):
+                    self._say(REASONING, each.get("text"))
+            elif thinking:
+                self._say(REASONING, thinking)
+            else:
+                self._say(ANSWER, part.get("text"))
+
+    def _say_function(self, function: Any) -> None:
+        if isinstance(function, dict):
+            self._say(TOOL_NAME, function.get("name"))
+            self._say(TOOL, function.get("arguments"))
 
     def _take_usage(
         self, usage: Mapping[str, Any], choices: Sequence[Any], *, is_output: bool
@@ -135,6 +192,11 @@ def _part_kinds(parts: list[Any]) -> int:
             elif part.get("text"):
                 kinds |= ANSWER
     return kinds
+
+
+def _dicts(items: Any) -> Iterator[dict[str, Any]]:
+    """The objects of what may be a list."""
+    return (item for item in (items if isinstance(items, list) else ()) if isinstance(item, dict))
 
 
 def _logprob_entries(logprobs: Any) -> Any:

@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loadgen.reply import ANSWER, REASONING, TOOL, Reply
+from loadgen.reply import ANSWER, REASONING, TOOL, TOOL_NAME, Reply
 from loadgen.usage import Usage, read_messages_usage
 
+# By type: the key of what it carries, what that is, and as which kind of text it is said.
 _DELTAS = {
-    "text_delta": ("text", ANSWER),
-    "thinking_delta": ("thinking", REASONING),
-    "input_json_delta": ("partial_json", TOOL),
+    "text_delta": ("text", ANSWER, ANSWER),
+    "thinking_delta": ("thinking", REASONING, REASONING),
+    "input_json_delta": ("partial_json", TOOL, TOOL),
 }
 _BLOCKS = {
-    "text": ("text", ANSWER),
-    "thinking": ("thinking", REASONING),
-    "redacted_thinking": ("data", REASONING),
-    "tool_use": ("name", TOOL),
-    "server_tool_use": ("name", TOOL),
+    "text": ("text", ANSWER, ANSWER),
+    "thinking": ("thinking", REASONING, REASONING),
+    "redacted_thinking": ("data", REASONING, 0),  # not a text
+    "tool_use": ("name", TOOL, TOOL_NAME),
+    "server_tool_use": ("name", TOOL, TOOL_NAME),
 }
+_UNKNOWN = ("", 0, 0)
 
 
 class MessagesReply(Reply):
@@ -35,9 +37,9 @@ class MessagesReply(Reply):
     def _chunk(self, payload: dict[str, Any], at: float, read: int, delay: float | None) -> None:
         kind = payload.get("type")
         if kind == "content_block_delta":
-            kinds = _kinds(payload.get("delta"), _DELTAS)
+            kinds = self._take(payload.get("delta"), _DELTAS)
         elif kind == "content_block_start":
-            kinds = _kinds(payload.get("content_block"), _BLOCKS)
+            kinds = self._take(payload.get("content_block"), _BLOCKS)
         else:
             self._news(kind, payload)
             self._silence(at)
@@ -75,17 +77,23 @@ class MessagesReply(Reply):
     def _whole(self, payload: dict[str, Any]) -> None:
         blocks = payload.get("content")
         for block in blocks if isinstance(blocks, list) else ():
-            self.n_answer += bool(_kinds(block, _BLOCKS))
+            if self._take(block, _BLOCKS):
+                self.n_answer += 1
+                self._say(TOOL, block.get("input"))
         self._end(payload.get("stop_reason"))
         usage = payload.get("usage")
         if isinstance(usage, dict):
             self._keep_usage(usage)
 
-
-def _kinds(part: Any, shapes: Mapping[str, tuple[str, int]]) -> int:
-    """What a delta or a block carries under the key of its type."""
-    if part.__class__ is not dict:
-        return 0
-    kind = part.get("type")
-    key, bit = shapes.get(kind, ("", 0)) if kind.__class__ is str else ("", 0)
-    return bit if bit and part.get(key) else 0
+    def _take(self, part: Any, shapes: Mapping[str, tuple[str, int, int]]) -> int:
+        """What a delta or a block carries under the key of its type; a text of it is said."""
+        if part.__class__ is not dict:
+            return 0
+        kind = part.get("type")
+        key, bit, said_as = shapes.get(kind, _UNKNOWN) if kind.__class__ is str else _UNKNOWN
+        text = part.get(key) if bit else None
+        if not text:
+            return 0
+        if said_as:
+            self._say(said_as, text)
+        return bit

@@ -8,9 +8,20 @@ terminal event is the end: this API has no other marker.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from loadgen.reply import ANSWER, HIDDEN, REASONING, REFUSAL, TOOL, Reply, error_message, has_words
+from loadgen.reply import (
+    ANSWER,
+    HIDDEN,
+    REASONING,
+    REFUSAL,
+    TOOL,
+    TOOL_NAME,
+    Reply,
+    error_message,
+    has_words,
+)
 
 _DELTAS = {
     "response.output_text.delta": ANSWER,
@@ -24,6 +35,7 @@ _DELTAS = {
     "response.audio.delta": ANSWER,
     "response.audio.transcript.delta": ANSWER,
 }
+_NO_TEXT = frozenset({"response.audio.delta"})
 _ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 _END_STATUSES = frozenset(end.removeprefix("response.") for end in _ENDS)
 
@@ -44,8 +56,10 @@ class ResponsesReply(Reply):
             tokens = self._prove(None, logprobs) if logprobs else 0
             if not delta or delta.__class__ is not str:
                 kinds = HIDDEN if tokens else 0
+            elif kind not in _NO_TEXT:
+                self._say(kinds & REFUSAL or kinds, delta)
         elif kind == "response.output_item.added":
-            kinds = _item_kinds(payload.get("item"))
+            kinds = self._take_items([payload.get("item")])
         elif isinstance(response := payload.get("response"), dict):
             kinds = self._news(kind, response)
         if kinds:
@@ -60,7 +74,7 @@ class ResponsesReply(Reply):
             return 0
         self._conclude(kind.removeprefix("response."), response)
         self.done = True
-        return 0 if self.has_output else _kinds_of_items(response)
+        return 0 if self.has_output else self._take_items(response.get("output"))
 
     def _conclude(self, status: str, response: dict[str, Any]) -> None:
         if status == "failed":
@@ -78,17 +92,20 @@ class ResponsesReply(Reply):
 
     def _whole(self, payload: dict[str, Any]) -> None:
         status = payload.get("status")
-        self.n_answer += bool(_kinds_of_items(payload))
+        self.n_answer += bool(self._take_items(payload.get("output")))
         if isinstance(status, str) and status in _END_STATUSES:
             self._conclude(status, payload)
 
-
-def _kinds_of_items(response: dict[str, Any]) -> int:
-    items = response.get("output")
-    kinds = 0
-    for item in items if isinstance(items, list) else ():
-        kinds |= _item_kinds(item)
-    return kinds
+    def _take_items(self, items: Any) -> int:
+        """Kinds of output in whole output items; their texts are said."""
+        kinds = 0
+        for item in items if isinstance(items, list) else ():
+            kind = _item_kinds(item)
+            kinds |= kind
+            if kind and self.chain is not None:
+                for said_as, text in _item_texts(item):
+                    self._say(said_as, text)
+        return kinds
 
 
 def _item_kinds(item: Any) -> int:
@@ -104,3 +121,18 @@ def _item_kinds(item: Any) -> int:
             return ANSWER
         return ANSWER | REFUSAL if has_words(content, "refusal") else 0
     return TOOL if has_words([item], "name", "arguments", "input", "code") else 0
+
+
+def _item_texts(item: dict[str, Any]) -> Iterator[tuple[int, Any]]:
+    """Kind and text of all that an output item says."""
+    kind = item.get("type")
+    if kind in ("reasoning", "message"):
+        said_as = REASONING if kind == "reasoning" else ANSWER
+        for parts in (item.get("content"), item.get("summary")):
+            for part in parts if isinstance(parts, list) else ():
+                if isinstance(part, dict):
+                    yield said_as, part.get("text") or part.get("transcript")
+                    yield REFUSAL, part.get("refusal")
+    else:
+        yield TOOL_NAME, item.get("name")
+        yield TOOL, item.get("arguments") or item.get("input") or item.get("code")
