@@ -97,7 +97,7 @@ class RequestRecord:
         audio_output_tokens: those of the output tokens that were audio.
         http_version: "1.0", "1.1" or "2", as the response named it.
         server_cost_usd: what the server itself said the request cost, US dollars.
-        retry_after_s: how long a response asked to wait before the next request.
+        retry_after_s: how long a refusal asked to wait before the next request.
         cache_status: "hit" or "miss", as a gateway said of its own cache of answers.
         prompt_hash: keyed hash of the prompt, 32 hex digits; equal prompts of one database have
             equal ones.

@@ -17,10 +17,13 @@ from collectors.redact import redact_text
 from loadgen.body import AnswerBody
 from loadgen.dialects import GENERIC, STANDARD_PATHS, Dialect, apply_dialect
 from loadgen.exchange import End, Exchange, Limits, Transport
+from loadgen.fingerprint import Fingerprints
 from loadgen.flags import Length, asked_length, flags_of
 from loadgen.outcome import judge_exchange
 from loadgen.replies import make_reply
 from loadgen.reply import Reply
+from loadgen.retry_after import asked_wait_s
+from loadgen.server_cost import cost_usd
 from loadgen.target import HttpRequest, Target, render_head
 
 API_PATHS = STANDARD_PATHS
@@ -125,6 +128,7 @@ class Client:
         worker: str,
         began_at: float,
         emit: Callable[[RequestRecord], None],
+        fingerprints: Fingerprints | None = None,
     ) -> None:
         self.open: dict[int, OpenAsk] = {}
         self._transport = transport
@@ -135,6 +139,7 @@ class Client:
         self._worker = worker
         self._began_at = began_at
         self._emit = emit
+        self._fingerprints = fingerprints
         self._seq = 0
         given = endpoint.all_headers()
         theirs = {name.lower() for name in given}
@@ -170,7 +175,9 @@ class Client:
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
         fields = self._fields(ask)
         length = asked_length(self._endpoint.api, fields)
-        reply = make_reply(self._endpoint.api, length.choices)
+        taken = self._fingerprints
+        chain = None if taken is None else taken.answer()
+        reply = make_reply(self._endpoint.api, length.choices, chain)
         body = AnswerBody(reply)
         request = HttpRequest(self._endpoint.target, head, orjson.dumps(fields))
         exchange = Exchange(request=request)
@@ -218,8 +225,11 @@ class Client:
         length: Length,
     ) -> RequestRecord:
         outcome, detail = judge_exchange(exchange, body)
-        reply = body.reply
+        reply, headers, dialect = body.reply, exchange.headers, self._endpoint.dialect
         usage, source = reply.tokens()
+        prompt_hash, prompt_sketch = self._prompt_fingerprint(ask)
+        answer_hash, answer_chain = reply.chain.result() if reply.chain else (None, None)
+        told_usd = reply.cost_usd
         instant = self._instant
         return RequestRecord(
             run_id=self._run_id,
@@ -259,7 +269,24 @@ class Client:
             conn_retries=exchange.retries,
             finish_reasons=reply.finish_reasons,
             gaps_s=reply.gaps_s if reply.first_output_at is not None else None,
+            http_version=exchange.http_version,
+            server_cost_usd=cost_usd(headers.get(dialect.cost_header))
+            if told_usd is None
+            else told_usd,
+            retry_after_s=asked_wait_s(headers) if (exchange.status or 0) >= 300 else None,
+            cache_status=dialect.cache_status(headers),
+            prompt_hash=prompt_hash,
+            prompt_sketch=prompt_sketch,
+            answer_hash=answer_hash,
+            answer_chain=answer_chain,
         )
+
+    def _prompt_fingerprint(self, ask: Ask) -> tuple[str | None, int | None]:
+        """Of what was sent as the prompt. Taken after the answer, when it delays nobody's start."""
+        if self._fingerprints is None:
+            return None, None
+        prompt_field = _PROMPT_FIELDS[self._endpoint.api]
+        return self._fingerprints.prompt(ask.extra.get(prompt_field, ask.prompt))
 
     def _flags(
         self,
@@ -270,7 +297,7 @@ class Client:
         tokens: int | None,
     ) -> tuple[str, ...]:
         flags = flags_of(outcome, exchange, body, output_tokens=tokens, least_tokens=length.least)
-        if self._endpoint.dialect.answered_from_cache(exchange.headers):
+        if self._endpoint.dialect.cache_status(exchange.headers) == "hit":
             return (*flags, "gateway_cache")
         return tuple(flags)
 

@@ -67,6 +67,7 @@ class Dialect:
         cached_in: where usage says the cached tokens; empty where it does not.
         reasoning_in: field of a delta that carries reasoning; empty where none is known.
         cache_header: response header and value that say a gateway answered from its own cache.
+        cost_header: response header that says what the request cost, US dollars.
         health_path: may be polled during a run: it generates nothing and costs nothing.
         metrics_path: Prometheus page.
         keep_alive_s: how long the server keeps an idle connection, where known.
@@ -91,6 +92,7 @@ class Dialect:
     cached_in: str = ""
     reasoning_in: str = ""
     cache_header: tuple[str, str] | None = None
+    cost_header: str = ""
     health_path: str | None = None
     metrics_path: str | None = None
     keep_alive_s: float | None = None
@@ -110,12 +112,18 @@ class Dialect:
         keyed = {self.auth_header: f"{self.auth_prefix}{key}"} if key else {}
         return {**self.headers, **keyed}
 
-    def answered_from_cache(self, headers: Mapping[str, str]) -> bool:
-        """Whether the response headers (lower-case names) say that no model was asked."""
+    def cache_status(self, headers: Mapping[str, str]) -> str | None:
+        """What response headers (lower-case names) say of the gateway's cache of answers.
+
+        "hit": no model was asked; "miss": one was; ``None``: they say neither.
+        """
         if self.cache_header is None:
-            return False
+            return None
         name, word = self.cache_header
-        return word in headers.get(name, "").lower().split()
+        said = headers.get(name, "").lower().split()
+        if word in said:
+            return "hit"
+        return "miss" if "miss" in said else None
 
     def spec(self) -> dict[str, Any]:
         """Name and what was learned beside it: plain values that travel and are stored."""
@@ -175,6 +183,7 @@ _TABLE = (
         names_models=False,  # routes may be wildcards
         cached_in=OPENAI_CACHED,
         reasoning_in="reasoning_content",
+        cost_header="x-litellm-response-cost",  # not of streams: their usage has it
         health_path="/health/liveliness",  # not /health: that calls every model
         metrics_path="/metrics",
         remark="turn its retries, fallbacks and cache off for a test",

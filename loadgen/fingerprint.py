@@ -216,7 +216,7 @@ def _canonical(prompt: Prompt) -> str | bytes:
     """Text as it is; messages as JSON with sorted keys."""
     if isinstance(prompt, str):
         return prompt
-    if len(prompt) == 1 and isinstance(prompt[0], Mapping):
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], Mapping):
         text = prompt[0].get("content")
         if isinstance(text, str) and prompt[0] == {"role": "user", "content": text}:
             return text

@@ -23,6 +23,7 @@ import orjson
 
 from collectors.records import OutputEvents, TokenSource
 from loadgen.fingerprint import AnswerChain
+from loadgen.server_cost import cost_usd
 from loadgen.usage import Usage, adds_up, count, output_count, read_usage, tells_tokens
 
 MAX_WORDS = 4096  # longer than a record keeps: what is secret is masked before it is cut
@@ -267,6 +268,11 @@ class Reply(ABC):
     def has_output(self) -> bool:
         """Anything was generated, as far as the answer shows."""
         return bool(self.n_answer or self.n_reasoning or self.n_tool or self.n_hidden)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What the server's usage says the request cost, US dollars; ``None`` where it does not."""
+        return None if self._usage is None else cost_usd(self._usage.get("cost"))
 
     def tokens(self) -> tuple[Usage, TokenSource | None]:
         """Token counts and where they come from; the server's usage first."""

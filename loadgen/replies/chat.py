@@ -20,17 +20,19 @@ from loadgen.reply import (
     Reply,
     has_words,
 )
+from loadgen.server_cost import cost_usd
 from loadgen.usage import count, usage_of_timings
 
 
 class ChatReply(Reply):
     """An answer of one or more choices."""
 
-    __slots__ = ("_running_tokens",)
+    __slots__ = ("_last_cost", "_running_tokens")
 
     def __init__(self, choices: int = 1, chain: AnswerChain | None = None) -> None:
         super().__init__(choices, chain)
         self._running_tokens: dict[int, int] = {}
+        self._last_cost: Any = None  # opencode's place: an event of its own
 
     def _chunk(self, payload: dict[str, Any], at: float, read: int, delay: float | None) -> None:
         kinds = tokens = 0
@@ -55,6 +57,13 @@ class ChatReply(Reply):
             self._output(kinds, tokens, at, read, delay)
         else:
             self._silence(at)
+            self._last_cost = payload.get("cost", self._last_cost)
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What the server says the request cost, US dollars; ``None`` where it does not."""
+        told = super().cost_usd
+        return cost_usd(self._last_cost) if told is None else told
 
     def _choice(self, choice: dict[str, Any]) -> tuple[int, int]:
         """Bits of the kinds of output in one choice, and the tokens it proves."""

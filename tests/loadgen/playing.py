@@ -9,6 +9,7 @@ from collectors.records import RequestRecord
 from loadgen.client import Ask, Client, Endpoint
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody, Transport
+from loadgen.fingerprint import Fingerprints
 from loadgen.target import Target
 from tests.loadgen.cases import Case, Finish, Writes
 
@@ -21,13 +22,16 @@ TARGET = Target("127.0.0.1", 8000, False, "")
 class PlayedTransport:
     """Hands a case's writes to the body as a socket would, each as one read."""
 
-    def __init__(self, case: Case, writes: Writes) -> None:
+    def __init__(
+        self, case: Case, writes: Writes, headers: Mapping[str, str] | None = None
+    ) -> None:
         self._case = case
         self._writes = writes
+        self._headers = headers or {}
 
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Play the case; every instant is a scripted one."""
-        headers = {"content-type": self._case.content_type}
+        headers = {"content-type": self._case.content_type, **self._headers}
         exchange.sent_at, exchange.status, exchange.headers = SENT_AT, 200, headers
         exchange.head_at = SENT_AT + self._writes[0][0] / 1000
         at = exchange.head_at
@@ -83,6 +87,7 @@ def make_client(
     target: Target = TARGET,
     headers: Mapping[str, str] | None = None,
     began_at: float = BEGAN_AT,
+    fingerprints: Fingerprints | None = None,
     **endpoint: Any,
 ) -> Client:
     """A client of ``transport`` that appends what it records."""
@@ -95,6 +100,7 @@ def make_client(
         worker="w0",
         began_at=began_at,
         emit=records.append,
+        fingerprints=fingerprints,
     )
 
 
@@ -102,7 +108,10 @@ def play(case: Case, writes: Writes | None = None) -> RequestRecord:
     """The record that a case leaves."""
     transport = PlayedTransport(case, case.writes if writes is None else writes)
     idle_s = None if case.idle_ms is None else case.idle_ms / 1000
-    client = make_client(transport, [], limits=Limits(idle_s=idle_s), api=case.api)
+    taken = Fingerprints(bytes(32))
+    client = make_client(
+        transport, [], limits=Limits(idle_s=idle_s), api=case.api, fingerprints=taken
+    )
     return client.ask(ask_for(case), DUE_AT)
 
 

@@ -11,6 +11,7 @@ from collectors.records import Outcome, RequestRecord
 from loadgen.client import Ask
 from loadgen.dialects import DIALECTS
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
+from loadgen.fingerprint import Fingerprints
 from tests.loadgen.cases import CASES
 from tests.loadgen.playing import DUE_AT, SENT_AT, Deaf, PlayedTransport, make_client, play
 
@@ -179,7 +180,86 @@ def test_an_answer_from_a_gateways_cache_is_flagged(value: str, flagged: bool) -
     transport = Deaf(end=End.RESET, headers={"helicone-cache": value}, **SENT)
     client = make_client(transport, [], dialect=DIALECTS["helicone"])
 
-    assert ("gateway_cache" in client.ask(Ask(task="t", prompt="hi"), DUE_AT).flags) == flagged
+    record = client.ask(Ask(task="t", prompt="hi"), DUE_AT)
+    assert ("gateway_cache" in record.flags) == flagged
+    assert record.cache_status == value.lower()
+
+
+@pytest.mark.parametrize(("status", "wait_s"), [(429, 1.5), (503, 1.5), (200, None)])
+def test_what_a_refusal_asks_to_wait_is_kept(status: int, wait_s: float | None) -> None:
+    """In seconds; an answer that is none asks for nothing."""
+    headers = {"retry-after": "1.5"}
+    transport = Deaf(end=End.COMPLETE, status=status, http_version="1.1", headers=headers, **SENT)
+    record = make_client(transport, []).ask(Ask(task="t", prompt="hi"), DUE_AT)
+
+    assert (record.retry_after_s, record.http_version) == (wait_s, "1.1")
+
+
+@pytest.mark.parametrize(
+    ("headers", "events", "usd"),
+    [
+        ({}, b'{"choices":[],"usage":{"completion_tokens":1,"cost":0.95}}', 0.95),
+        ({}, b'{"choices":[],"cost":"0.5"}', 0.5),
+        ({}, b'{"choices":[],"cost":"0"}', 0.0),
+        ({"x-litellm-response-cost": "0.0012"}, b"{}", 0.0012),
+        ({"x-litellm-response-cost": "2"}, b'{"usage":{"completion_tokens":1,"cost":3}}', 3.0),
+        ({"x-litellm-response-cost": "None"}, b"{}", None),
+        ({}, b'{"choices":[],"usage":{"completion_tokens":1,"cost":{"total":1}}}', None),
+        ({}, b'{"choices":[],"cost":-1}', None),
+        ({}, b'{"choices":[],"cost":true}', None),
+        ({}, b'{"choices":[],"cost":"1e999"}', None),
+        ({}, b"{}", None),
+    ],
+)
+def test_what_a_server_says_a_request_cost(
+    headers: dict[str, str], events: bytes, usd: float | None
+) -> None:
+    """In usage, in an event of its own or in a header; no cost is not a cost of 0."""
+    transport = PlayedTransport(PLAIN, [(1.0, b"data: %s\n\ndata: [DONE]\n\n" % events)], headers)
+    client = make_client(transport, [], dialect=DIALECTS["litellm"])
+
+    assert client.ask(Ask(task="t", prompt="hi"), DUE_AT).server_cost_usd == usd
+
+
+def test_prompts_and_answers_leave_fingerprints() -> None:
+    """The same ones whenever the same is asked and answered; no word of either."""
+    taken = Fingerprints(bytes(32))
+    client = make_client(PlayedTransport(PLAIN, PLAIN.writes), [], fingerprints=taken)
+    first, again, other = (client.ask(Ask(task="t", prompt=p), DUE_AT) for p in ("a", "a", "b"))
+
+    assert (first.prompt_hash, first.prompt_sketch) == taken.prompt("a")
+    assert first.prompt_hash == again.prompt_hash != other.prompt_hash
+    assert first.answer_hash == again.answer_hash == other.answer_hash is not None
+    assert first.answer_chain == b""
+
+
+def test_what_was_sent_is_fingerprinted() -> None:
+    """Fields of the user's replace ours in the request, and so in its fingerprint."""
+    taken = Fingerprints(bytes(32))
+    client = make_client(PlayedTransport(PLAIN, PLAIN.writes), [], fingerprints=taken)
+    theirs = [{"role": "user", "content": "theirs"}]
+
+    record = client.ask(Ask(task="t", prompt="ours", extra={"messages": theirs}), DUE_AT)
+    assert record.prompt_hash == taken.prompt("theirs")[0]
+
+
+def test_without_a_salt_there_are_no_fingerprints() -> None:
+    """Absent: an unkeyed hash could be tried against guesses."""
+    record = make_client(PlayedTransport(PLAIN, PLAIN.writes), []).ask(
+        Ask(task="t", prompt="a"), DUE_AT
+    )
+    fingerprints = (record.prompt_hash, record.prompt_sketch, record.answer_hash)
+    assert (*fingerprints, record.answer_chain) == (None,) * 4
+
+
+def test_a_request_that_is_refused_has_a_prompt_and_no_answer() -> None:
+    """What was asked is known of every request that was due."""
+    taken = Fingerprints(bytes(32))
+    transport = Deaf(end=End.COMPLETE, status=429, **SENT)
+    record = make_client(transport, [], fingerprints=taken).ask(Ask(task="t", prompt="a"), DUE_AT)
+
+    assert record.prompt_hash == taken.prompt("a")[0]
+    assert (record.answer_hash, record.answer_chain) == (None, None)
 
 
 @pytest.mark.parametrize("n", [None, "two", 0, -1, 1.5, []])
