@@ -48,8 +48,8 @@ format: $(DEV)  ## Put the code into shape.
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(RUNTIME)  ## Measure this machine: error of the client against the truth, CPU per token.
-	@$(BIN)/python -m bench
+bench: $(RUNTIME)  ## Measure this machine: error of the client against the truth, CPU per token: TABLES="plain stalls".
+	@$(BIN)/python -m bench $(TABLES)
 
 fuzz: $(DEV)  ## Fuzz decoder, replies and HTTP readers: SECONDS=600 SEED=1.
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
@@ -62,7 +62,8 @@ lock: $(DEV)  ## Write the locks anew (needs uv on PATH; any index it is set up 
 	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra http2 --extra server --extra postgres \
 	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  --output-file requirements/runtime.lock
-	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra http2 --extra server --extra postgres --group dev \
+	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra http2 --extra server --extra postgres \
+	  --extra tokenizer --group dev \
 	  --constraint requirements/runtime.lock \
 	  --python-version 3.11 --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet \
 	  --output-file requirements/dev.lock

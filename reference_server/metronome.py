@@ -23,6 +23,7 @@ from __future__ import annotations
 import gc
 import select
 import socket
+import ssl
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ _GOLDEN: Final = 0.6180339887498949
 _READ_BYTES = 256 * 1024
 _ACCEPTS_AT_ONCE = 16  # between two looks at the clock
 _EVENTS_AT_ONCE = 64
+_NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,18 @@ class Metronome:
         listener: a listening socket.
         settings: what it keeps time by.
         log: where each request's truth goes.
+        tls: speak TLS, with this context's certificate.
     """
 
     def __init__(
-        self, listener: socket.socket, settings: MetronomeSettings, log: TruthLog | None = None
+        self,
+        listener: socket.socket,
+        settings: MetronomeSettings,
+        log: TruthLog | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.settings = settings
+        self._tls = tls
         self.log = log if log is not None else TruthLog()
         self._limits = Limits(default_tokens=settings.tokens)
         self._listener = listener
@@ -183,22 +191,31 @@ class Metronome:
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:  # reading shakes hands, as far as that has come
+                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
             self._connections[sock.fileno()] = _Connection(sock)
             self._epoll.register(sock, select.EPOLLIN)
 
     def _read(self, connection: _Connection) -> None:
+        """Once: epoll tells of more. TLS is read dry: what it has taken is not announced again."""
+        while self._read_once(connection) and self._tls is not None:
+            pass
+
+    def _read_once(self, connection: _Connection) -> bool:
+        """Whether anything came."""
         try:
             data = connection.sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
+        except _NOT_YET:
+            return False
         except OSError:
             data = b""
         read_at = time.monotonic()
         if not data:
             self._forget(connection)
-            return
+            return False
         connection.inbox += data
         self._take_requests(connection, read_at)
+        return True
 
     def _take_requests(self, connection: _Connection, read_at: float) -> None:
         """Answer what lies in the inbox; what follows a request waits until it is answered."""
@@ -306,7 +323,7 @@ class Metronome:
                 continue
             try:
                 sent = connection.sock.send(piece)
-            except BlockingIOError:
+            except _NOT_YET:
                 sent = 0
             except OSError:
                 self._forget(connection)
@@ -323,7 +340,7 @@ class Metronome:
         if not connection.outbox:
             try:
                 data = data[connection.sock.send(data) :]
-            except BlockingIOError:
+            except _NOT_YET:
                 pass
             except OSError:
                 return  # epoll tells of the loss too, and there it is dealt with
@@ -344,7 +361,7 @@ class Metronome:
             data, truth = outbox[0]
             try:
                 sent = connection.sock.send(data)
-            except BlockingIOError:
+            except _NOT_YET:
                 return
             except OSError:
                 self._forget(connection)

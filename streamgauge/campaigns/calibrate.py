@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from ssl import create_default_context
 from typing import Any
 
 import httpx
@@ -38,17 +39,30 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What the metronome is to do: TTFT and gap in seconds, tokens an answer."""
+    """What the metronome is to do: TTFT and gap in seconds, tokens an answer.
+
+    Attributes:
+        tls_files: certificate and key to speak TLS with, or ``None``.
+    """
 
     ttft_s: float = 0.05
     itl_s: float = 0.01
     tokens: int = 200
     realtime: bool = False
+    tls_files: tuple[Path, Path] | None = None
 
     def options(self) -> list[str]:
         """As words of ``streamgauge serve sim``."""
         words = ["--metronome", "--ttft", f"{self.ttft_s}s", "--itl", f"{self.itl_s}s"]
+        if self.tls_files is not None:
+            certificate, key = self.tls_files
+            words += ["--tls-cert", str(certificate), "--tls-key", str(key)]
         return [*words, "--truth-tokens", str(KEPT_REQUESTS), *["--realtime"] * self.realtime]
+
+    @property
+    def trust(self) -> list[str]:
+        """What a client needs to believe it, as words of its command line."""
+        return [] if self.tls_files is None else ["--ca-file", str(self.tls_files[0])]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +74,11 @@ class Fidelity:
         not_ok: those among them that did not succeed.
         itl_error_s: over gaps; ``None`` where no gap could be paired.
         source_lateness_p99_s: p99 over requests of each one's own p99 lateness.
+        tokens_per_s: output events a second from the end of the ramp to the stop.
         cpu_per_token_s: CPU of the load processes per output event, over the whole run.
+        loop_lag_p99_s: of the worst load process.
+
+    The last three are ``None`` where only pairs were compared.
     """
 
     streams: int
@@ -69,12 +87,15 @@ class Fidelity:
     ttft_s: Pair
     true_ttft_s: Pair
     first_token_error_s: Pair
+    first_token_error_p90_s: float
     send_error_s: Pair
     itl_error_s: Pair | None
+    itl_error_p90_s: float | None
     source_lateness_p99_s: float
-    tokens_per_s: float
-    cpu_per_token_s: float
     coalesced_ratio: float
+    tokens_per_s: float | None = None
+    cpu_per_token_s: float | None = None
+    loop_lag_p99_s: float | None = None
 
     @property
     def source_limited(self) -> bool:
@@ -89,6 +110,7 @@ def measure_client(
     ramp_s: float,
     source: Source | None = None,
     options: Sequence[str] = (),
+    scenario: Path | None = None,
 ) -> Fidelity | None:
     """Drive a metronome with ``streams`` ramped streams and compare with its truth log.
 
@@ -98,6 +120,7 @@ def measure_client(
         ramp_s: seconds over which the users start.
         source: what the metronome does.
         options: further words for Locust, e.g. ``--processes 2``.
+        scenario: a Locust file; the bundled chat without it.
 
     Returns:
         ``None`` where not one request gave a pair to compare (stopped at once, too short).
@@ -107,18 +130,42 @@ def measure_client(
         db = str(Path(folder) / "calibration.db")
         words = ["--host", server.url, "-u", str(streams), "-t", f"{duration_s}s", "--db", db]
         words += ["--ramp", str(ramp_s), "--think-time", "0", "--drain", "5s"]
-        words += ["--max-tokens", str(source.tokens), "--input-tokens", "50", *options]
-        result = run_load(find_scenario("chat"), words, lambda _line: None)
+        words += ["--max-tokens", str(source.tokens), "--input-tokens", "50"]
+        words += [*source.trust, *options]
+        result = run_load(scenario or find_scenario("chat"), words, lambda _line: None)
         if result.run_id is None or result.signal is not None:
             return None
         run, records = _read(db, result)
-        page = httpx.get(f"{server.url}/truth", timeout=TRUTH_TIMEOUT_S, trust_env=False)
+        trust = True if source.tls_files is None else create_default_context(cafile=source.trust[1])
+        page = httpx.get(
+            f"{server.url}/truth", timeout=TRUTH_TIMEOUT_S, trust_env=False, verify=trust
+        )
     truth = {entry["id"]: entry for entry in page.json()["requests"]}
     assert run.stopped_at_s is not None
     window = [r for r in records if ramp_s < r.due_at_s < run.stopped_at_s]
+    compared = compare(streams, window, truth, run.began_mono_s)
+    if compared is None:
+        return None
     events = sum(r.output_events.total for r in records)
-    cpu_s = run.client["cpu_s"] / events if events else float("nan")
-    return compare(streams, window, truth, run.began_mono_s, cpu_s)
+    return replace(
+        compared,
+        tokens_per_s=_rate(records, ramp_s, run.stopped_at_s),
+        cpu_per_token_s=run.client["cpu_s"] / events,
+        loop_lag_p99_s=run.client.get("loop_lag_p99_s"),
+    )
+
+
+def _rate(records: Sequence[RequestRecord], start_s: float, end_s: float) -> float | None:
+    """Output events a second between two instants; ``None`` where no time lies between."""
+    if end_s <= start_s:
+        return None
+    count = 0
+    for record in records:
+        if record.first_token_at_s is not None and record.gaps_s is not None:
+            gaps = np.frombuffer(record.gaps_s, np.float32)
+            at = record.first_token_at_s + np.cumsum(np.concatenate(([0.0], gaps)))
+            count += int(np.count_nonzero((at >= start_s) & (at < end_s)))
+    return count / (end_s - start_s)
 
 
 def _read(db: str, result: LoadResult) -> tuple[Run, list[RequestRecord]]:
@@ -132,9 +179,11 @@ def compare(
     records: Sequence[RequestRecord],
     truth: dict[str, Any],
     began_mono_s: float,
-    cpu_per_token_s: float,
 ) -> Fidelity | None:
-    """Client records beside the truth log's entries of the same requests; ``None`` without any."""
+    """Client records beside the truth log's entries of the same requests; ``None`` without any.
+
+    What only the whole run tells (rate, CPU, loop lag) is left open.
+    """
     pairs = [
         (record, entry)
         for record in records
@@ -148,10 +197,8 @@ def compare(
     read = _array(t["read_at"] for _, t in pairs)
     first = began_mono_s + _array(r.first_token_at_s for r, _ in pairs) - written
     sent = read - began_mono_s - _array(r.sent_at_s for r, _ in pairs)
-    gaps = [_gap_errors(r, t) for r, t in pairs]
+    gaps = np.sort(np.concatenate([_gap_errors(r, t) for r, t in pairs]))
     events = sum(r.output_events.total for r, _ in pairs)
-    ends = [r.last_token_at_s for r, _ in pairs if r.last_token_at_s is not None]
-    span_s = max(ends) - min(r.sent_at_s or 0.0 for r, _ in pairs)
     return Fidelity(
         streams=streams,
         requests=len(records),
@@ -159,11 +206,11 @@ def compare(
         ttft_s=_pair(_array(r.ttft_s for r, _ in pairs)),
         true_ttft_s=_pair(written - read),
         first_token_error_s=_pair(np.abs(first)),
+        first_token_error_p90_s=percentile(np.sort(np.abs(first)), 0.9),
         send_error_s=_pair(np.abs(sent)),
-        itl_error_s=_pair(np.concatenate(gaps)) if any(map(len, gaps)) else None,
+        itl_error_s=_pair(gaps) if len(gaps) else None,
+        itl_error_p90_s=percentile(gaps, 0.9) if len(gaps) else None,
         source_lateness_p99_s=_pair(_array(t["lateness_p99_s"] for _, t in pairs))[1],
-        tokens_per_s=events / span_s if span_s > 0 else float("nan"),
-        cpu_per_token_s=cpu_per_token_s,
         coalesced_ratio=sum(r.coalesced_events for r, _ in pairs) / max(1, events),
     )
 
@@ -176,9 +223,10 @@ def describe(fidelity: Fidelity) -> str:
             f"{fidelity.source_lateness_p99_s * 1e3:.1f} ms late (p99)."
         )
     p50, p99 = (value * 1e3 for value in fidelity.first_token_error_s)
+    rate = "" if fidelity.tokens_per_s is None else f", {fidelity.tokens_per_s:,.0f} tok/s"
     return (
         f"This machine's own error: first token p50 {p50:.2f} ms, p99 {p99:.2f} ms "
-        f"(n={fidelity.requests}, {fidelity.streams} streams, {fidelity.tokens_per_s:,.0f} tok/s)."
+        f"(n={fidelity.requests}, {fidelity.streams} streams{rate})."
     )
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -64,6 +65,10 @@ _METRONOME_SETTINGS = (
         "--realtime", "realtime", bool, False, "run before ordinary processes (needs root or an "
         "rtprio limit), so that tokens are punctual beside a busy client."
     ),
+    _Setting("--tls-cert", "tls_cert", click.Path(exists=True, dir_okay=False), None,
+             "speak TLS with this PEM certificate; needs --tls-key."),
+    _Setting("--tls-key", "tls_key", click.Path(exists=True, dir_okay=False), None,
+             "the certificate's private key (PEM, unencrypted)."),
 )  # fmt: skip
 _ENGINE_SETTINGS = (
     _Setting("--max-num-seqs", "max_num_seqs", _COUNT, _ENGINE.max_num_seqs,
@@ -171,10 +176,11 @@ def sim(
         kernel.end_with_parent()
     kernel.allow_many_sockets()
     log = TruthLog(keep_tokens=truth_tokens)
+    scheme = "https" if options["tls_cert"] else "http"
     with kernel.listen(host, port) as listener:
 
         def say_ready() -> None:
-            click.echo(f"{READY}{kernel.url_of(listener)}")
+            click.echo(f"{READY}{kernel.url_of(listener, scheme)}")
 
         serve = _keep_time if metronome else _simulate
         serve(listener, log, say_ready, model, options)
@@ -191,12 +197,29 @@ def _keep_time(
     from reference_server.metronome import Metronome, MetronomeSettings
 
     chosen = _chosen(options, _METRONOME_SETTINGS)
+    tls = _tls(chosen.pop("tls_cert"), chosen.pop("tls_key"))
     if chosen.pop("realtime"):
         run_before_others()
-    server = Metronome(listener, MetronomeSettings(model=model, **chosen), log)
+    server = Metronome(listener, MetronomeSettings(model=model, **chosen), log, tls)
     with _until_told_to_stop():
         say_ready()
         server.run()
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise click.UsageError("--tls-cert and --tls-key belong together; give both or neither.")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key, password="")  # no terminal to ask on
+    except (OSError, ValueError):  # ssl.SSLError is an OSError
+        raise click.UsageError(
+            "--tls-cert and --tls-key: expected a PEM certificate and its unencrypted key, "
+            f"found something else in {certificate!r} or {key!r}."
+        ) from None
+    return context
 
 
 def _simulate(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from reference_server.byteserver import self_signed_context
 from reference_server.errors import SettingsError
 from reference_server.metronome import MetronomeSettings
 from reference_server.process import SimProcess
@@ -231,3 +236,42 @@ def test_bytes_that_are_no_request_are_answered_and_the_connection_closed(
         answer = b"".join(iter(lambda: sock.recv(65536), b""))
 
     assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+@pytest.mark.needs("openssl")
+def test_over_tls_it_keeps_the_same_schedule(tmp_path: Path) -> None:
+    """Whatever the request's size: TLS takes more from the kernel than it hands out at once."""
+    _, certificate = self_signed_context(tmp_path)
+    files = ("--tls-cert", str(certificate), "--tls-key", str(tmp_path / "key.pem"))
+    trust = ssl.create_default_context(cafile=str(certificate))
+    with SimProcess("--metronome", "--ttft", "30ms", "--itl", "5ms", *files) as server:
+        assert server.url.startswith("https://")
+        with httpx.Client(verify=trust, timeout=20) as client:
+            for name, prompt in (("short", "hi"), ("long", "hi " * 100_000)):
+                body = chat(stream=True, max_tokens=TOKENS)
+                body["messages"] = [{"role": "user", "content": prompt}]
+                answer = client.post(
+                    f"{server.url}/v1/chat/completions", json=body, headers={"x-request-id": name}
+                )
+                assert answer.text.endswith("data: [DONE]\n\n")
+            entries = client.get(f"{server.url}/truth").json()["requests"]
+
+    assert [(e["id"], e["tokens"]) for e in entries] == [("short", TOKENS), ("long", TOKENS)]
+    for entry in entries:
+        assert entry["first_scheduled_at"] == pytest.approx(entry["read_at"] + TTFT_S, abs=1e-6)
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("words", [("--tls-cert", "{c}"), ("--tls-key", "{k}")])
+def test_half_of_what_tls_needs_is_refused(tmp_path: Path, words: tuple[str, str]) -> None:
+    """One sentence, before anything listens."""
+    _, certificate = self_signed_context(tmp_path)
+    paths = {"c": str(certificate), "k": str(tmp_path / "key.pem")}
+    command = [sys.executable, "-m", "streamgauge", "serve", "sim", "--metronome", "--port", "0"]
+    ended = subprocess.run(
+        [*command, *(word.format(**paths) for word in words)],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 2
+    assert "--tls-cert and --tls-key belong together" in ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ def server(seq: int, **changes: Any) -> dict[str, Any]:
 
 def compared(records: list[RequestRecord], entries: list[dict[str, Any]]) -> Fidelity | None:
     """Those records beside those entries."""
-    return compare(1, records, {e["id"]: e for e in entries}, BEGAN, 1e-5)
+    return compare(1, records, {e["id"]: e for e in entries}, BEGAN)
 
 
 def test_errors_are_those_of_each_request() -> None:
@@ -82,3 +83,12 @@ def test_a_source_is_words_of_the_command() -> None:
     words = Source(ttft_s=0.02, itl_s=0.005, realtime=True).options()
     assert words[:5] == ["--metronome", "--ttft", "0.02s", "--itl", "0.005s"]
     assert words[-1] == "--realtime"
+
+
+def test_a_source_with_tls_tells_how_to_trust_it(tmp_path: Path) -> None:
+    """The server gets certificate and key, the client the certificate."""
+    source = Source(tls_files=(tmp_path / "c.pem", tmp_path / "k.pem"))
+    words = source.options()
+    assert words[words.index("--tls-cert") + 1] == source.trust[1] == str(tmp_path / "c.pem")
+    assert words[words.index("--tls-key") + 1] == str(tmp_path / "k.pem")
+    assert Source().trust == []
