@@ -115,6 +115,9 @@ def _invalid(run: Run, requests: RequestTable) -> list[str]:
     lost = run.client.get("workers_lost")
     if lost:
         reasons.append(f"Load workers lost on the way: {lost}.")
+    own = run.client.get("mishaps", {}).get("own_errors")
+    if own:
+        reasons.append(f"Streamgauge itself failed during the run, times: {own['count']}.")
     unstored = run.client.get("lost_records")
     if unstored:
         reasons.append(f"Requests lost before they were stored: {unstored}.")

@@ -1,4 +1,4 @@
-"""What Streamgauge adds to Locust: options, recording, an honest end, rows in its statistics.
+"""What Streamgauge adds to Locust: options, recording, an honest end, rows and charts of ours.
 
 Locust asks listeners, so importing a scenario registers them (Locust parses the command line right
 after it has imported the locustfile). Nothing else happens at import.
@@ -6,10 +6,14 @@ after it has imported the locustfile). Nothing else happens at import.
 Who does what: a *load process* (the only one, or a worker) has a
 :class:`~loadgen.session.LoadSession`; the process that *keeps* the run (the only one, or the
 master) has a :class:`~loadgen.keeper.RunKeeper`. Workers send packed batches over Locust's channel.
+
+Locust logs what a listener raises and goes on. What one of ours raises is our own failure: the run
+is invalid and the process ends with exit code 4.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -28,20 +32,31 @@ import gevent.event
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import (
+    InterruptTaskSet,
+    RescheduleTask,
+    RescheduleTaskImmediately,
+    StopTest,
+    StopUser,
+)
 from locust.runners import MasterRunner, Runner, WorkerRunner
 
 from collectors.batches import Batch, pack
 from collectors.errors import CollectorsError
-from collectors.records import Outcome, RequestRecord
+from collectors.records import RequestRecord
 from collectors.runs import Run, new_run_id
 from loadgen.client import now
 from loadgen.dialects import from_spec
 from loadgen.errors import LoadgenError
 from loadgen.keeper import PROGRESS_FD, RunKeeper
+from loadgen.live import LiveFigures
+from loadgen.mishaps import Kind, Mishaps, SwallowedExceptions
 from loadgen.options import OPTIONS, Settings, add_to_argparse, public_config, read_settings
 from loadgen.preflight import look
 from loadgen.prompts import prompts_hash
+from loadgen.rows import StatsRows
 from loadgen.session import LoadSession, RunInfo
+from loadgen.ui import add_charts
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +67,30 @@ RUN, BATCH, FINAL, SPENT, CUT = (
 FINAL_WAIT_S = 10.0
 
 
-class RequestFailedError(Exception):
-    """What Locust's statistics show for a failed request; its text is the outcome."""
+class _NotGiven(int):
+    """A number that stands for an option of Locust's that nobody gave."""
+
+
+NOT_GIVEN = _NotGiven()
+
+
+# Listeners raise these to steer Locust, which lets them pass.
+_STEERING = (StopUser, StopTest, RescheduleTask, RescheduleTaskImmediately, InterruptTaskSet)
+
+
+def _ours(listener: Callable[..., None]) -> Callable[..., None]:
+    """A listener whose exceptions are our own failure, and not only a line in Locust's log."""
+
+    @functools.wraps(listener)
+    def guarded(self: LocustPlugin, *args: Any, **kwargs: Any) -> None:
+        try:
+            listener(self, *args, **kwargs)
+        except _STEERING:
+            raise
+        except Exception as error:  # noqa: BLE001 told, and the run says so
+            self.fail(error)
+
+    return guarded
 
 
 class LocustPlugin:
@@ -61,14 +98,19 @@ class LocustPlugin:
 
     Attributes:
         session: this process's load session while a run is on.
+        live: figures of the run that is on, or was last, where a web UI shows them.
     """
 
     def __init__(self) -> None:
         self.session: LoadSession | None = None
+        self.live: LiveFigures | None = None
         self._environment: Environment | None = None
+        self._rows: StatsRows | None = None
+        self._mishaps = Mishaps()
         self._keeper: RunKeeper | None = None
         self._info: RunInfo | None = None
         self._settings: Settings | None = None
+        self._secrets: tuple[str, ...] = ()
         self._duration_s: float | None = None
         self._spent: set[str] = set()
         self._workers: set[str] = set()
@@ -86,18 +128,30 @@ class LocustPlugin:
         events.init.add_listener(self.on_init)
         events.test_start.add_listener(self.on_test_start)
         events.test_stopping.add_listener(self.on_test_stopping)
-        events.test_stop.add_listener(self.on_test_stop)
+        events.spawning_complete.add_listener(self.on_spawning_complete)
+        events.user_error.add_listener(self.on_user_error)
         events.worker_connect.add_listener(self.on_worker_connect)
 
     # -- before a run ------------------------------------------------------------------------
 
     def on_init(self, environment: Environment, runner: Runner, **_: Any) -> None:
         """Check the options, look at the endpoint, take over Locust's time limit."""
+        try:
+            self._set_up(environment, runner)
+        except Exception:
+            log.exception("Streamgauge failed before the run.")
+            sys.exit(4)  # Locust would go on, or end with 1
+
+    def _set_up(self, environment: Environment, runner: Runner) -> None:
         self._environment = environment
+        self._rows = StatsRows(environment)
+        SwallowedExceptions(self._mishaps).listen()
         options = environment.parsed_options
         # Only now: Locust calls the latest listener first, and the runner, which has one of its own
         # that stops everything, has just been made.
         environment.events.quitting.add_listener(self.on_quitting)
+        # After those of the locustfile, so that the run is still open when one of them raises.
+        environment.events.test_stop.add_listener(self.on_test_stop)
         gevent.signal_handler(signal.SIGINT, _interrupt)
         if isinstance(runner, WorkerRunner):
             runner.register_message(RUN, self._on_run_message)
@@ -107,6 +161,8 @@ class LocustPlugin:
             runner.register_message(BATCH, self._on_batch_message)
             runner.register_message(FINAL, self._on_final_message)
             runner.register_message(SPENT, self._on_spent_message)
+        if environment.web_ui is not None:
+            add_charts(environment.web_ui, lambda: self.live)
         if options is None or not options.headless:
             return
         if PROGRESS_FD in os.environ:  # somebody else shows how it went
@@ -132,9 +188,11 @@ class LocustPlugin:
 
     # -- a run begins ------------------------------------------------------------------------
 
+    @_ours
     def on_test_start(self, environment: Environment, **_: Any) -> None:
         """Begin a run; what is wrong now ends it with one sentence."""
         runner = environment.runner
+        self._mishaps.clear()
         if isinstance(runner, WorkerRunner):
             self._start_worker(runner)
             return
@@ -143,6 +201,9 @@ class LocustPlugin:
             self._begin(environment, settings)
         except (LoadgenError, CollectorsError) as error:
             self._refuse(environment, error)
+        except Exception as error:
+            self._refuse(environment, error)
+            raise
 
     def _refuse(self, environment: Environment, error: Exception) -> None:
         environment.process_exit_code = getattr(error, "exit_code", 4)
@@ -157,12 +218,12 @@ class LocustPlugin:
         assert runner is not None
         seed = settings.seed if settings.seed is not None else secrets.randbits(32)
         run = self._new_run(environment, settings, seed)
-        if _stop_timeout_is_default():
-            environment.stop_timeout = settings.drain_s
-        keeper = RunKeeper(settings.db, run)
+        environment.stop_timeout = run.drain_s or 0.0
+        keeper = RunKeeper(settings.db, run, is_watched=environment.web_ui is not None)
         self._start_recorder(keeper)
         run = keeper.run
         self._keeper = keeper
+        self.live = keeper.live
         self._spent.clear()
         self._info = RunInfo(
             run_id=run.id,
@@ -176,6 +237,7 @@ class LocustPlugin:
             requests=settings.requests,
             ramp_s=_phase_span_s(environment, settings),
         )
+        self._secrets = settings.endpoint.secrets
         if isinstance(runner, MasterRunner):
             self._workers = {c.id for c in runner.clients.ready}
             for client_id in self._workers:
@@ -194,7 +256,7 @@ class LocustPlugin:
         except gevent.GreenletExit:
             if starter.get() is None:
                 keeper.interrupted = True
-                keeper.finish(None)
+                keeper.finish()
             raise
         if error is not None:
             raise error
@@ -218,9 +280,9 @@ class LocustPlugin:
             loop="closed",
             users=users,
             duration_s=self._duration_s,
-            ramp_s=settings.ramp_s,
+            ramp_s=_ramp_s(environment, settings),
             warmup_s=settings.warmup_s,
-            drain_s=settings.drain_s,
+            drain_s=_drain_s(environment, settings),
             labels=dict(settings.labels),
             config={
                 **public_config(settings),
@@ -245,14 +307,20 @@ class LocustPlugin:
             worker=worker,
             began_at=info.began_at(boot_id()),
             deliver=deliver,
-            on_record=self._show_record,
+            on_record=self._on_record,
+            on_batch=self._on_batch,
             on_spent=self._on_spent,
+            on_failure=self.fail,
         )
 
     def _follow(self, keeper: RunKeeper) -> None:
         while True:
             gevent.sleep(0.5)
-            keeper.show_progress(self._on_reader_gone)
+            self._look_on(keeper)
+
+    @_ours
+    def _look_on(self, keeper: RunKeeper) -> None:
+        keeper.show_progress(self._on_reader_gone)
 
     def _on_reader_gone(self) -> None:
         """The process that started this one is gone, and nobody is left to stop the load."""
@@ -260,41 +328,35 @@ class LocustPlugin:
             self._keeper.interrupted = True
         gevent.spawn(self._stop_as_planned)
 
-    # -- records -----------------------------------------------------------------------------
+    # -- what happens in it --------------------------------------------------------------------
 
-    def _show_record(self, record: RequestRecord) -> None:
-        """One request event per request due; TTFT and tokens are rows of their own.
+    @_ours
+    def _on_record(self, record: RequestRecord) -> None:
+        assert self._rows is not None
+        self._rows.fire(record)
 
-        The extra rows are logged to their entries only, so that Aggregated stays one row a request.
-        """
-        environment = self._environment
-        assert environment is not None
-        name = record.task or record.scenario or "request"
-        e2e_s = record.e2e_s
-        if e2e_s is None and record.sent_at_s is not None and record.ended_at_s is not None:
-            e2e_s = record.ended_at_s - record.sent_at_s
-        failure, kind = None, "E2E"
-        if record.outcome is Outcome.CANCELLED:
-            kind = "CANCELLED"  # neither a success nor a failure: a row of its own
-        elif record.outcome is not Outcome.OK:
-            words = (
-                f"{record.outcome.value}: {record.detail}"
-                if record.detail
-                else record.outcome.value
-            )
-            failure = RequestFailedError(words)
-        environment.events.request.fire(
-            request_type=kind,
-            name=name,
-            response_time=(e2e_s or 0.0) * 1000.0,
-            response_length=0,
-            exception=failure,
-            context={},
-        )
-        if record.ttft_s is not None:
-            environment.stats.get(name, "TTFT").log(round(record.ttft_s * 1000.0), 0)
-        if record.output_tokens is not None:
-            environment.stats.get(f"{name} (tokens, not ms)", "TOKENS").log(record.output_tokens, 0)
+    @_ours
+    def _on_batch(self, records: list[RequestRecord]) -> None:
+        assert self._rows is not None
+        self._rows.log(records)
+
+    @_ours
+    def on_user_error(self, exception: Exception, **_: Any) -> None:
+        """A task raised; Locust logs it and the user goes on."""
+        self._mishaps.note(Kind.TASK, exception)
+
+    @_ours
+    def on_spawning_complete(self, user_count: int, **_: Any) -> None:
+        """All users asked for are there, at first or after the number was edited."""
+        if self._keeper is not None:
+            self._keeper.users_are(user_count)
+
+    def fail(self, error: BaseException) -> None:
+        """Something of ours raised where nobody waits for it: say so, now and in the run."""
+        log.error("Streamgauge itself failed.", exc_info=error)
+        self._mishaps.note(Kind.OWN, error)
+        if self._environment is not None:
+            self._environment.process_exit_code = 4
 
     def _on_spent(self) -> None:
         """This process has asked all it may."""
@@ -318,6 +380,7 @@ class LocustPlugin:
         if options is not None and options.headless:
             runner.quit()
 
+    @_ours
     def on_test_stopping(self, **_: Any) -> None:
         """No more requests become due."""
         if self.session is not None:
@@ -325,6 +388,7 @@ class LocustPlugin:
         if self._keeper is not None:
             self._keeper.stop()
 
+    @_ours
     def on_test_stop(self, environment: Environment, **_: Any) -> None:
         """Every user is gone: hand on the rest and close the run."""
         runner = environment.runner
@@ -332,7 +396,9 @@ class LocustPlugin:
         health = session.close() if session is not None else None
         if isinstance(runner, WorkerRunner):
             if health is not None:
-                runner.send_message(FINAL, {"worker": _worker_name(runner), "client": health})
+                told = self._mishaps.told(self._secrets)
+                last = {"worker": _worker_name(runner), "client": health, "mishaps": told}
+                runner.send_message(FINAL, last)
             environment.stop_timeout = 0.0  # else Locust waits that long before it is ready again
             return
         if self._keeper is not None and self._closed.is_set():
@@ -352,7 +418,10 @@ class LocustPlugin:
             lost = self._await_finals(keeper)
         elif health is not None:
             keeper.finals["local"] = health
-        if not keeper.finish(_ramp_s(environment, self._info), workers_lost=lost):
+        keeper.mishaps.add(self._mishaps.told(self._secrets))
+        if keeper.mishaps.has(Kind.OWN):
+            environment.process_exit_code = 4
+        if not keeper.finish(workers_lost=lost):
             log.error("Not every record of run %s could be written to the database.", keeper.run.id)
 
     def _await_finals(self, keeper: RunKeeper) -> int:
@@ -362,6 +431,7 @@ class LocustPlugin:
             gevent.sleep(0.05)
         return max(0, len(self._workers) - len(keeper.finals))
 
+    @_ours
     def on_quitting(self, environment: Environment, **_: Any) -> None:
         """Locust leaves while a run is on: Ctrl-C, SIGTERM or a closed web UI."""
         runner = environment.runner
@@ -380,6 +450,7 @@ class LocustPlugin:
 
     # -- between master and workers ----------------------------------------------------------
 
+    @_ours
     def on_worker_connect(self, client_id: str, **_: Any) -> None:
         """A worker that joins a run under way learns of it before it is told to start users."""
         runner = self._environment.runner if self._environment else None
@@ -395,6 +466,7 @@ class LocustPlugin:
             requests = (requests + workers - 1 - index) // workers
         runner.send_message(RUN, asdict(replace(self._info, requests=requests)), client_id)
 
+    @_ours
     def _on_run_message(self, msg: Any, **_: Any) -> None:
         self._info = RunInfo(**msg.data)
 
@@ -412,6 +484,7 @@ class LocustPlugin:
         endpoint = replace(
             settings.endpoint, model=self._info.model, dialect=from_spec(self._info.dialect)
         )
+        self._secrets = endpoint.secrets
         self.session = self._open_session(
             replace(settings, endpoint=endpoint),
             self._info,
@@ -423,19 +496,24 @@ class LocustPlugin:
     def _send_batch(runner: WorkerRunner, batch: Batch) -> None:
         runner.send_message(BATCH, {"frame": pack(batch)})
 
+    @_ours
     def _on_batch_message(self, msg: Any, **_: Any) -> None:
         if self._keeper is not None:
             self._keeper.take_frame(msg.data["frame"])
 
+    @_ours
     def _on_final_message(self, msg: Any, **_: Any) -> None:
         if self._keeper is not None:
             self._keeper.finals[msg.data["worker"]] = msg.data["client"]
+            self._keeper.mishaps.add(msg.data["mishaps"])
 
+    @_ours
     def _on_spent_message(self, msg: Any, **_: Any) -> None:
         self._spent.add(msg.node_id)
         if self._spent >= self._workers:
             gevent.spawn(self._stop_as_planned)
 
+    @_ours
     def _on_cut_message(self, environment: Environment, **_: Any) -> None:
         environment.stop_timeout = 0.0
 
@@ -446,6 +524,7 @@ def add_options(parser: LocustArgumentParser) -> None:
         for name, value in _WEB_UI.items():  # what Locust's own add_argument sets; groups lack it
             setattr(action, name, value)
         action.include_in_web_ui = option.in_web_ui
+    parser.set_defaults(stop_timeout=NOT_GIVEN)
 
 
 _WEB_UI = {"is_secret": False, "is_required": False, "is_multiple": False}
@@ -499,10 +578,10 @@ def _holds_here(record: logging.LogRecord) -> bool:
     return "No run time limit set" not in message and "spawn rate is very high" not in message
 
 
-def _stop_timeout_is_default() -> bool:
-    return not any(
-        a in ("-s", "--stop-timeout") or a.startswith("--stop-timeout=") for a in sys.argv
-    )
+def _drain_s(environment: Environment, settings: Settings) -> float:
+    """How long open requests may finish after the stop: Locust's own ``-s`` goes before ours."""
+    asked = getattr(environment.parsed_options, "stop_timeout", NOT_GIVEN)
+    return settings.drain_s if isinstance(asked, _NotGiven) else float(asked)
 
 
 def _scenario_name(environment: Environment) -> str:
@@ -530,13 +609,11 @@ def _phase_span_s(environment: Environment, settings: Settings) -> float:
     return settings.ramp_s if settings.ramp_s is not None else min(1.0, _asked_ramp_s(environment))
 
 
-def _ramp_s(environment: Environment, info: RunInfo | None) -> float | None:
-    if info is None:
-        return None
-    options = environment.parsed_options
-    if options is not None and options.ramp is not None:
-        return info.ramp_s
-    return max(_asked_ramp_s(environment), info.ramp_s)
+def _ramp_s(environment: Environment, settings: Settings) -> float:
+    """Over how long the users that were asked for at first start."""
+    if settings.ramp_s is not None:
+        return settings.ramp_s
+    return max(_asked_ramp_s(environment), _phase_span_s(environment, settings))
 
 
 plugin = LocustPlugin()

@@ -66,8 +66,10 @@ class LoadSession:
         worker: this process's name within the run.
         began_at: instant 0 on CLOCK_MONOTONIC.
         deliver: takes each batch; must not block.
-        on_record: told of each record as it is made (Locust's statistics).
+        on_record: told of each record as it is made.
+        on_batch: told of the same records a batch at a time, before they are delivered.
         on_spent: told once when the last request allowed became due.
+        on_failure: told of an exception of ours that nobody waits for.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class LoadSession:
         began_at: float,
         deliver: Callable[[Batch], None],
         on_record: Callable[[RequestRecord], None],
+        on_batch: Callable[[list[RequestRecord]], None],
         on_spent: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self.settings = settings
         self.info = info
@@ -90,7 +94,9 @@ class LoadSession:
         self._began_at = began_at
         self._deliver = deliver
         self._on_record = on_record
+        self._on_batch = on_batch
         self._on_spent = on_spent
+        self._on_failure = on_failure
         self._records: list[RequestRecord] = []
         self._sequence = 0
         self._phase = self.random.random()  # each worker's users fall between those of the others
@@ -109,6 +115,7 @@ class LoadSession:
             emit=self._take,
         )
         self._greenlets = [gevent.spawn(self._health.run), gevent.spawn(self._flush_regularly)]
+        self._greenlets[0].link_exception(lambda health: on_failure(health.exception))
 
     def next_user_phase_s(self) -> float:
         """When, within the ramp, the next user starts: evenly spread, never all in one instant."""
@@ -150,6 +157,7 @@ class LoadSession:
     def flush(self) -> None:
         """Hand on the records so far, the requests still open, and this process's health."""
         records, self._records = self._records, []
+        self._on_batch(records)
         for start in range(0, max(1, len(records)), MAX_BATCH_RECORDS):
             self._deliver(self._batch(records[start : start + MAX_BATCH_RECORDS]))
 
@@ -177,7 +185,10 @@ class LoadSession:
     def _flush_regularly(self) -> None:
         while True:
             gevent.sleep(FLUSH_S)
-            self.flush()
+            try:
+                self.flush()
+            except Exception as error:  # noqa: BLE001 the next may work, and this one is told
+                self._on_failure(error)
 
     def _open_requests(self) -> list[OpenRequest]:
         def instant(at: float | None) -> float | None:

@@ -80,7 +80,8 @@ def command(
     code = show_run(options["db"], result.run_id, sla, form)
     if result.signal is not None:
         return 128 + result.signal if code in (0, 3) else code
-    return code if result.kept else 4
+    # 4 is what the load process ends with where something of ours failed in it.
+    return code if result.kept and result.exit_code != 4 else 4
 
 
 def _calibrate(users: int) -> dict[str, Any] | None:

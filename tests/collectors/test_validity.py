@@ -83,8 +83,13 @@ def test_load_that_was_not_sent_invalidates(
 
 @pytest.mark.parametrize(
     "client",
-    [{"run_queue_wait_ratio": 0.11}, {"workers_lost": 1}, {"lost_records": 3}],
-    ids=["starved", "worker lost", "records lost"],
+    [
+        {"run_queue_wait_ratio": 0.11},
+        {"workers_lost": 1},
+        {"lost_records": 3},
+        {"mishaps": {"own_errors": {"count": 2, "first": "KeyError"}}},
+    ],
+    ids=["starved", "worker lost", "records lost", "our own failure"],
 )
 def test_a_client_that_failed_invalidates(client: dict[str, float]) -> None:
     """A client that waited for a CPU over 10 % of the time, or lost something, proves nothing."""

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from loadgen.wire import WireTransport
+from tests.loadgen.unpatched import locust
+
+assert locust  # imported here, before a test module could import it in the ordinary way
 
 
 @pytest.fixture

@@ -1,0 +1,99 @@
+"""Our rows in Locust's statistics: E2E, TTFT, ITL and TOKENS.
+
+Locust's tables, its CSV, HTML and JSON files and its web UI are made of them. Rules kept here:
+
+- One ``request`` event for each request, so that Aggregated stays one row a request. The other rows
+  are written to their own entries, past Aggregated.
+- They hold what was observed, rounded as Locust rounds: whole milliseconds, two digits from 100 on.
+  No figure of ours is ever read back from them.
+- The hot path pays for the event alone: the other rows are written a batch at a time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+from locust import stats
+from locust.env import Environment
+from locust.stats import StatsEntry
+
+from collectors.records import Outcome, RequestRecord
+from collectors.table import Floats
+
+
+class RequestFailedError(Exception):
+    """What Locust's statistics show for a failed request; its text is the outcome."""
+
+
+class StatsRows:
+    """The rows of one Locust process."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+
+    def fire(self, record: RequestRecord) -> None:
+        """Tell Locust, and whoever listens, of a request as it ends; response time is its E2E."""
+        e2e_s = record.e2e_s
+        if e2e_s is None and record.sent_at_s is not None and record.ended_at_s is not None:
+            e2e_s = record.ended_at_s - record.sent_at_s
+        # What the scenario cut is neither a success nor a failure: a row of its own.
+        kind = "CANCELLED" if record.outcome is Outcome.CANCELLED else "E2E"
+        self._environment.events.request.fire(
+            request_type=kind,
+            name=_name(record),
+            response_time=(e2e_s or 0.0) * 1000.0,
+            response_length=0,
+            exception=_failure(record),
+            context={},
+        )
+
+    def log(self, records: Iterable[RequestRecord]) -> None:
+        """Write the other rows of a batch: a TTFT and a TOKENS value a request, an ITL value a gap.
+
+        A broken stream's gaps and first token were observed, and are in.
+        """
+        rows: defaultdict[tuple[str, str], list[Floats | float]] = defaultdict(list)
+        for record in records:
+            name = _name(record)
+            if record.ttft_s is not None:
+                rows[name, "TTFT"].append(record.ttft_s * 1000.0)
+            if record.gaps_s:
+                gaps_s = np.frombuffer(record.gaps_s, dtype=np.float32)
+                rows[f"{name} (gaps)", "ITL"].append(gaps_s * np.float64(1000.0))
+            if record.output_tokens is not None:
+                rows[f"{name} (tokens, not ms)", "TOKENS"].append(record.output_tokens)
+        for (name, kind), values in rows.items():
+            log_many(self._environment.stats.get(name, kind), np.hstack(values))
+
+
+def log_many(entry: StatsEntry, values: Floats) -> None:
+    """What ``entry.log(round(value), 0)`` for each of ``values`` does, at a fraction of its cost.
+
+    Args:
+        entry: one of Locust's rows.
+        values: finite, at least one.
+    """
+    whole, counts = np.unique(np.rint(values).astype(np.int64), return_counts=True)
+    entry.log(int(whole[0]), 0)  # keeps Locust's books of the second and of the minimum
+    counts[0] -= 1
+    more = int(counts.sum())
+    assert entry.last_request_timestamp is not None
+    entry.num_requests += more
+    entry.num_reqs_per_sec[int(entry.last_request_timestamp)] += more
+    entry.total_response_time += int(whole @ counts)
+    entry.max_response_time = max(entry.max_response_time, int(whole[-1]))
+    for value, count in zip(whole.tolist(), counts.tolist(), strict=True):
+        entry.response_times[stats.bucket_response_time(value)] += count
+
+
+def _name(record: RequestRecord) -> str:
+    return record.task or record.scenario or "request"
+
+
+def _failure(record: RequestRecord) -> RequestFailedError | None:
+    if record.outcome in (Outcome.OK, Outcome.CANCELLED):
+        return None
+    words = record.outcome.value
+    return RequestFailedError(f"{words}: {record.detail}" if record.detail else words)
