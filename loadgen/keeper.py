@@ -68,6 +68,11 @@ class RunKeeper:
         if self.pipe:
             self.pipe.write("begun", run_id=self.run.id)
 
+    @property
+    def salt(self) -> bytes | None:
+        """The key of the database's hashes once the run has begun; a secret."""
+        return self._feed.salt
+
     def take(self, batch: Batch, frame: bytes | None = None) -> None:
         """A batch of one load process; ``frame`` are its bytes where it came packed."""
         self._feed.put(frame if frame is not None else batch)

@@ -236,6 +236,7 @@ class LocustPlugin:
             boot_id=run.boot_id,
             requests=settings.requests,
             ramp_s=_phase_span_s(environment, settings),
+            salt=keeper.salt,
         )
         self._secrets = settings.endpoint.secrets
         if isinstance(runner, MasterRunner):

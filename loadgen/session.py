@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import gevent
@@ -15,6 +15,7 @@ from collectors.batches import Batch, OpenRequest
 from collectors.records import RequestRecord
 from collectors.samples import Sample
 from loadgen.client import Ask, Client, now
+from loadgen.fingerprint import Fingerprints
 from loadgen.health import LoopHealth
 from loadgen.options import Settings
 from loadgen.prompts import PromptMaker
@@ -34,6 +35,7 @@ class RunInfo:
         dialect: what the keeper of the run saw of the endpoint, see :meth:`Dialect.spec`.
         requests: how many this process may ask; ``None`` for no limit.
         ramp_s: seconds over which this process spreads the first requests of its users.
+        salt: the key of the database's hashes, a secret; ``None`` for no fingerprints.
     """
 
     run_id: str
@@ -46,6 +48,7 @@ class RunInfo:
     boot_id: str | None
     requests: int | None = None
     ramp_s: float = 0.0
+    salt: bytes | None = field(default=None, repr=False)
 
     def began_at(self, boot_id: str | None) -> float:
         """Instant 0 on this machine's CLOCK_MONOTONIC.
@@ -113,6 +116,7 @@ class LoadSession:
             worker=worker,
             began_at=began_at,
             emit=self._take,
+            fingerprints=None if info.salt is None else Fingerprints(info.salt),
         )
         self._greenlets = [gevent.spawn(self._health.run), gevent.spawn(self._flush_regularly)]
         self._greenlets[0].link_exception(lambda health: on_failure(health.exception))

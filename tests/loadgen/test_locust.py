@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import httpx
 import pytest
 
-from collectors.errors import StoreError
 from collectors.records import Outcome
-from collectors.runs import Run, RunStatus
+from collectors.runs import RunStatus
 from collectors.store import Store
 from loadgen.options import OPTIONS
 from reference_server.process import SimProcess
-
-SCENARIO = str(Path(__file__).resolve().parents[2] / "scenarios" / "chat.py")
-PATIENCE_S = 40.0
+from tests.loadgen.locusts import (
+    PATIENCE_S,
+    SCENARIO,
+    answers,
+    final_rows,
+    free_port,
+    has_records,
+    only_run,
+    open_requests,
+    run,
+    start,
+    truth_ids,
+    wait_until,
+    web_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,61 +47,6 @@ def slow_metronome() -> Iterator[str]:
         yield server.url
 
 
-def start(host: str, db: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
-    """Plain Locust on the chat scenario."""
-    command = [sys.executable, "-m", "locust", "-f", SCENARIO, "--host", host, "--db", str(db)]
-    return subprocess.Popen(
-        [*command, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        **popen,
-    )
-
-
-def run(host: str, db: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Plain Locust to its end."""
-    process = start(host, db, "--headless", *options)
-    try:
-        out, err = process.communicate(timeout=PATIENCE_S + 30)
-    finally:
-        process.kill()
-        process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Wait for a state of another process; fails where it never comes."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to that in time"
-        time.sleep(0.05)
-
-
-def only_run(db: Path) -> Run:
-    """The one run in a database."""
-    with Store.open(str(db), read_only=True) as store:
-        (found,) = store.runs()
-        return found
-
-
-def has_records(db: Path, least: int, runs: int = 1) -> bool:
-    """Whether a database being written holds so many runs, the newest with so many records."""
-    try:
-        with Store.open(str(db), read_only=True) as store:
-            found = store.runs()
-            return len(found) == runs and store.count(found[0].id) >= least
-    except StoreError:  # still being made
-        return False
-
-
-def truth_ids(url: str, run_id: str) -> set[str]:
-    """Ids of a run's requests that the server saw."""
-    requests = httpx.get(f"{url}/truth").json()["requests"]
-    return {r["id"] for r in requests if r["id"].startswith(run_id)}
-
-
 def test_a_headless_run_leaves_one_record_for_every_request_the_server_saw(
     metronome: str, tmp_path: Path
 ) -> None:
@@ -110,6 +61,8 @@ def test_a_headless_run_leaves_one_record_for_every_request_the_server_saw(
     assert found.status is RunStatus.COMPLETE
     assert {f"{r.run_id}-{r.worker}-{r.seq}" for r in records} == truth_ids(metronome, found.id)
     assert {r.outcome for r in records} == {Outcome.OK}
+    assert len({r.prompt_hash for r in records} - {None}) == len(records)  # no two prompts alike
+    assert {r.http_version for r in records} == {"1.1"}
     assert found.scenario == "chat"
     assert found.users == 4
     assert found.duration_s == 4.0
@@ -205,7 +158,10 @@ def test_a_master_and_a_worker_are_one_run(metronome: str, tmp_path: Path) -> No
         worker.communicate()
     with Store.open(str(db)) as store:
         records = list(store.records(only_run(db).id))
+        salt = store.salt()
     assert {r.worker for r in records} == {"w0"}
+    assert all(r.prompt_hash and r.prompt_sketch and r.answer_hash for r in records)
+    assert salt.hex() not in done.stdout + done.stderr
     assert not (tmp_path / "unused.db").exists()
 
 
@@ -380,56 +336,10 @@ def test_the_api_key_reaches_the_server_and_nothing_else(
     assert done.returncode == 0, done.stderr
     with Store.open(str(db)) as store:
         assert {r.outcome for r in store.records(only_run(db).id)} == {Outcome.OK}
+        assert store.salt().hex() not in done.stdout + done.stderr
+        assert repr(store.salt()) not in repr(only_run(db)) + done.stdout + done.stderr
     assert key not in done.stdout + done.stderr
     assert all(key.encode() not in p.read_bytes() for p in tmp_path.iterdir())
-
-
-class Row(NamedTuple):
-    """One row of Locust's statistics."""
-
-    requests: int
-    failures: int
-    per_s: float
-
-
-def final_rows(output: str) -> dict[str, Row]:
-    """The table that Locust prints at its end, by type and name."""
-    pattern = r"^(\S* .*?) {2,}(\d+) +(\d+)\([\d.]+%\) \|[^|]*\| +([\d.]+) +[\d.]+$"
-    found = re.findall(pattern, output, re.MULTILINE)
-    # Rows are printed again and again; the last of each name stays.
-    return {" ".join(n.split()): Row(int(r), int(f), float(s)) for n, r, f, s in found}
-
-
-def open_requests(db: Path) -> float:
-    """How many requests a run being recorded has open, as its load process last said."""
-    try:
-        with Store.open(str(db), read_only=True) as store:
-            runs = store.runs()
-            samples = store.samples(runs[0].id, ["client_open_requests"]) if runs else []
-            return sum({s.source: s.value for s in samples}.values())
-    except StoreError:  # still being made
-        return 0
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    """Whether a web server is up."""
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def web_rows(url: str) -> set[tuple[str, str]]:
-    """Rows of the web UI's statistics."""
-    stats = json.loads(httpx.get(f"{url}/stats/requests").text)["stats"]
-    return {(row["method"], row["name"]) for row in stats}
 
 
 @pytest.mark.slow
