@@ -22,6 +22,7 @@ from loadgen.errors import OptionError
 from loadgen.exchange import Limits
 from loadgen.route import Route, read_route
 from loadgen.target import Target, parse_target
+from loadgen.tokenizer import Tokenizer, read_tokenizer
 
 DEFAULT_DRAIN_S = 60.0
 
@@ -142,6 +143,14 @@ OPTIONS = (
         kind="text",
         metavar="JSON|@FILE",
         help="Further fields of the request body.",
+    ),
+    Option(
+        name="--tokenizer",
+        kind="text",
+        metavar="FILE",
+        help="A tokenizer.json to count tokens with where the server tells none "
+        "(needs streamgauge[tokenizer]).",
+        in_web_ui=False,
     ),
     Option(
         name="--timeout-head",
@@ -294,6 +303,7 @@ class Settings:
     preflight: bool = True
     dialect_asked: str = ""
     route: Route = field(default_factory=Route)
+    tokenizer: Tokenizer | None = None
 
 
 def read_settings(
@@ -348,6 +358,7 @@ def read_settings(
         preflight=not given["no_preflight"],
         dialect_asked=given["dialect"] or "",
         route=route,
+        tokenizer=read_tokenizer(given["tokenizer"]) if given["tokenizer"] else None,
     )
 
 
@@ -373,7 +384,12 @@ def public_config(settings: Settings) -> dict[str, Any]:
         "transport": settings.route.transport,
         "proxy": settings.route.proxy.url if settings.route.proxy else None,
         "tls_checked": not settings.route.tls.insecure,
+        "tokenizer": _tokenizer_config(settings.tokenizer),
     }
+
+
+def _tokenizer_config(tokenizer: Tokenizer | None) -> dict[str, str] | None:
+    return None if tokenizer is None else {"file": tokenizer.name, "sha256": tokenizer.digest}
 
 
 _DURATION_PART = r"\d+(?:\.\d+)?\s*(?:ms|s|min|m|h)"

@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from pydoc_data.topics import topics  # 700 kB of English in the standard library
 
-# These three live in .venv-vllm only, and nothing else of ours imports this file.
+# These three live in .venv-vllm, and nothing else of ours imports this file.
 import torch  # type: ignore[import-not-found]
-from tokenizers import (  # type: ignore[import-not-found]
+from tokenizers import (
     Tokenizer,
     decoders,
     models,

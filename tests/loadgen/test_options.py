@@ -21,6 +21,7 @@ from loadgen.options import (
     public_config,
     read_settings,
 )
+from tests.loadgen.tokenizer_files import saved, word_tokenizer
 
 HOST = "http://host:8000"
 CANARY = "c4narysecret9"
@@ -333,6 +334,18 @@ def test_the_stored_configuration_shows_no_value_of_a_body_field() -> None:
     assert config["body_field_names"] == ["n", "temperature", "user"]
     assert config["temperature"] == 0.5
     assert CANARY not in str(config)
+
+
+def test_the_tokenizer_is_stored_by_name_and_digest(tmp_path: Path) -> None:
+    """What counted can be known again, without where it lay."""
+    taken = settings(tokenizer=saved(word_tokenizer(), tmp_path))
+
+    assert taken.tokenizer is not None
+    assert public_config(taken)["tokenizer"] == {
+        "file": "tokenizer.json",
+        "sha256": taken.tokenizer.digest,
+    }
+    assert public_config(settings())["tokenizer"] is None
 
 
 @given(
