@@ -10,6 +10,9 @@ import pytest
 from loadgen.fingerprint import AnswerChain
 from loadgen.replies import make_reply
 from loadgen.reply import ANSWER, REASONING, REFUSAL, TOOL, TOOL_NAME
+from tests.loadgen.api_cases import API_CASES
+from tests.loadgen.cases import CASES, Case, all_in_one, random_cuts
+from tests.loadgen.playing import play
 
 SALT = bytes(32)
 Said = list[tuple[int, str]]
@@ -235,3 +238,13 @@ def test_input_nested_too_deep_is_passed_over() -> None:
     deep = b'{"a":' * 400 + b"1" + b"}" * 400
     make_reply("chat", chain=chain).event(b"", data % deep, 1.0, 0, None)
     assert chain.result() == fingerprint([(TOOL_NAME, "f")])
+
+
+@pytest.mark.parametrize("case", [*CASES, *API_CASES], ids=lambda c: c.name)
+def test_how_bytes_arrive_makes_no_difference(case: Case) -> None:
+    """Any answer leaves the same fingerprint however its bytes come."""
+    ways = (case.writes, all_in_one(case.writes), random_cuts(case.writes, 1))
+    records = [play(case, writes) for writes in ways]
+    assert len({(r.answer_hash, r.answer_chain) for r in records}) == 1
+    if case.events.answer or case.events.tool:
+        assert records[0].answer_hash is not None
