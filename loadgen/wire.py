@@ -309,7 +309,11 @@ class _Connection:
                 self._broken(error)
                 return
             size = min(frame_bytes(start, tls=self._tls is not None) or READ_BYTES, READ_BYTES)
-            if not self._read_up_to(size) or len(start) <= size:
+            more = len(start) > size
+            if not self._read_up_to(size):
+                self._reusable = self._reusable and not more  # it belongs to no answer of ours
+                return
+            if not more:
                 return
 
     def _broken(self, error: OSError) -> None:

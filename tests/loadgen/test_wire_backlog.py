@@ -23,8 +23,8 @@ from loadgen.replies import make_reply
 from loadgen.stamps import SO_TIMESTAMPNS
 from loadgen.target import HttpRequest, parse_target
 from loadgen.wire import FRAMES_AT_ONCE, WireTransport, _Connection
-from reference_server.rawhttp import chunk
-from tests.loadgen.cases import C
+from reference_server.rawhttp import LAST_CHUNK, chunk
+from tests.loadgen.cases import C, F
 from tests.loadgen.wiring import CHUNKED
 
 TARGET = parse_target("http://127.0.0.1:1")
@@ -163,3 +163,16 @@ def test_who_keeps_up_reads_all_at_once(played: Played) -> None:
 
     assert played.queue.reads - before == 1
     assert (played.reply.n_answer, played.reply.coalesced) == (2, 1)
+
+
+@pytest.mark.parametrize("beyond", [b"", b"x", b"HTTP/1.1 200 OK\r\n"])
+def test_what_lies_beyond_the_answer_spoils_the_connection(played: Played, beyond: bytes) -> None:
+    """It is seen though it is not read: the next answer must not begin with it."""
+    connection = played.connection
+    connection._all_sent = True
+    played.queue.segments = [(chunk(C("a") + F()) + LAST_CHUNK + beyond, time.time_ns())]
+    connection._readable()
+    reusable = connection._reusable
+    played.close()
+
+    assert (played.reply.n_answer, reusable) == (1, not beyond)
