@@ -2,7 +2,8 @@
 
 URLs lose user info and the values of query keys; header values are never passed through at all.
 Free text (an error body, an exception) loses what looks like a key or a credential in a URL. Where
-it cannot be told what is secret, too much is masked rather than too little.
+it cannot be told what is secret, too much is masked rather than too little. A server may say much,
+and of any shape: each pattern takes time in proportion to the text.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ _SHORTEST_SECRET = 4  # masking every "1" would hide the message and no secret
 
 _IN_TEXT = (
     # User info of a URL, and of an address without a scheme
-    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^/\s]+@"), rf"\1{MASK}@"),
-    (re.compile(r"(?<![\w/@])[\w.+-]+:[^\s/@]+@(?=[\w\[])"), f"{MASK}@"),
+    (re.compile(r"(://)[^/\s]+@"), rf"\1{MASK}@"),
+    (
+        re.compile(
+            r"(?<![^\s/@])(?=[^\s/@]+@[\w\[])"  # where a word with an @ begins, looked at once
+            r"([^\s/@]*?(?<![\w.+-]))[\w.+-]+:[^\s/@]+@"
+        ),
+        rf"\1{MASK}@",
+    ),
     # Authorization: anything, up to the end of its line or quote
     (
         re.compile(r"(?i)\b((?:proxy-)?authorization[\\\"']*\s*[:=]\s*[\\\"']*)[^\r\n\"'\\]+"),
@@ -36,7 +43,7 @@ _IN_TEXT = (
     (
         re.compile(
             r"\b(?:sk|pk|rk|gsk|hf|xai|key|ghp|gho|nvapi|r8|fw)[-_][A-Za-z0-9_-]{8,}"
-            r"|\b(?:AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]{10,}\.[\w.-]+)"
+            r"|\b(?:AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w.-]{12,})"
         ),
         MASK,
     ),
