@@ -15,6 +15,7 @@ import orjson
 from collectors.records import Outcome, RequestRecord
 from collectors.redact import redact_text
 from loadgen.body import AnswerBody
+from loadgen.counts import Counter, Counts, Task, with_counts
 from loadgen.dialects import GENERIC, STANDARD_PATHS, Dialect, apply_dialect
 from loadgen.exchange import End, Exchange, Limits, Transport
 from loadgen.fingerprint import Fingerprints
@@ -23,6 +24,7 @@ from loadgen.outcome import judge_exchange
 from loadgen.replies import make_reply
 from loadgen.reply import Reply
 from loadgen.retry_after import asked_wait_s
+from loadgen.said import Said
 from loadgen.server_cost import cost_usd
 from loadgen.target import HttpRequest, Target, render_head
 
@@ -51,6 +53,7 @@ _LIMIT_FIELDS = {
     "messages": "max_tokens",
 }
 _ASKS_FOR_USAGE = frozenset({"chat", "completions"})  # the others send it anyway
+_SENDS_PROMPTS_AS_THEY_ARE = frozenset({"completions", "embeddings"})
 _MESSAGES_LIMIT = 1024  # that API refuses a request without a limit
 
 
@@ -115,6 +118,8 @@ class Client:
 
     Attributes:
         open: requests in flight by seq.
+        counting: those whose answer is there and whose tokens are being counted, likewise; they are
+            handed on afterwards.
     """
 
     def __init__(
@@ -129,8 +134,10 @@ class Client:
         began_at: float,
         emit: Callable[[RequestRecord], None],
         fingerprints: Fingerprints | None = None,
+        counter: Counter | None = None,
     ) -> None:
         self.open: dict[int, OpenAsk] = {}
+        self.counting: dict[int, OpenAsk] = {}
         self._transport = transport
         self._endpoint = endpoint
         self._limits = limits
@@ -140,6 +147,7 @@ class Client:
         self._began_at = began_at
         self._emit = emit
         self._fingerprints = fingerprints
+        self._counter = counter
         self._seq = 0
         given = endpoint.all_headers()
         theirs = {name.lower() for name in given}
@@ -162,7 +170,8 @@ class Client:
     ) -> RequestRecord:
         """Send ``ask``, wait for its answer, hand on its record and return it.
 
-        A greenlet killed meanwhile still leaves a record.
+        A greenlet killed meanwhile still leaves a record. What is returned does not wait for tokens
+        that are counted here: they are in the record handed on.
 
         Args:
             ask: what to ask.
@@ -177,11 +186,12 @@ class Client:
         length = asked_length(self._endpoint.api, fields)
         taken = self._fingerprints
         chain = None if taken is None else taken.answer()
-        reply = make_reply(self._endpoint.api, length.choices, chain)
+        said = None if self._counter is None else Said()
+        reply = make_reply(self._endpoint.api, length.choices, chain, said)
         body = AnswerBody(reply)
         request = HttpRequest(self._endpoint.target, head, orjson.dumps(fields))
         exchange = Exchange(request=request)
-        self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
+        opened = self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
         try:
             self._transport.send(exchange, body, self._limits_of(ask))
         except BaseException as error:
@@ -191,8 +201,40 @@ class Client:
         finally:
             del self.open[seq]
             record = self._record(seq, ask, due_at, exchange, body, length)
-            self._emit(record)
+            self._hand_on(record, opened)
         return record
+
+    def _hand_on(self, record: RequestRecord, opened: OpenAsk) -> None:
+        """The record, at once or once its tokens have been counted."""
+        task = self._uncounted(record, opened)
+        if self._counter is None or task is None:
+            self._emit(record)
+            return
+        self.counting[record.seq] = opened
+
+        def counted(counts: Counts) -> None:
+            del self.counting[record.seq]
+            self._emit(with_counts(record, counts))
+
+        self._counter.count(task, counted)
+
+    def _uncounted(self, record: RequestRecord, opened: OpenAsk) -> Task | None:
+        """What is to be counted here, since nobody told; ``None`` for nothing.
+
+        A prompt is counted only where it is sent as it is: what a chat's template makes of it is
+        not known here.
+        """
+        reply, api = opened.reply, self._endpoint.api
+        if reply.said is None:
+            return None
+        prompt = opened.ask.extra.get(_PROMPT_FIELDS[api], opened.ask.prompt)
+        is_heard = record.outcome is Outcome.OK or reply.has_output
+        is_plain = api in _SENDS_PROMPTS_AS_THEY_ARE and isinstance(prompt, str)
+        task = Task(
+            prompt=prompt if is_plain and is_heard and record.input_tokens is None else "",
+            said=reply.said.texts() if record.output_tokens is None else [],
+        )
+        return task if task.chars else None
 
     def _limits_of(self, ask: Ask) -> Limits:
         if ask.cancel_after_s is None:

@@ -8,50 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 from gevent.threadpool import ThreadPool
 
-from loadgen.reply import REASONING
+from loadgen.counts import NOTHING, Counts, Task, count_tokens
 from loadgen.tokenizer import Tokenizer
 
 MAX_WAITING_CHARS = 64 * 1024 * 1024
 """Texts that wait to be counted; beyond that a count is given up rather than memory."""
 
 
-class Counts(NamedTuple):
-    """Tokens of one request; ``None`` is unknown.
-
-    Attributes:
-        input: of the prompt.
-        output: of all that was said.
-        reasoning: of that part of it that was reasoning; ``None`` where none was shown.
-    """
-
-    input: int | None
-    output: int | None
-    reasoning: int | None
-
-
-class Task(NamedTuple):
-    """What to count.
-
-    Attributes:
-        prompt: the prompt as the server gets it; "" where its tokens are not to be told from it.
-        said: kind and text of all that was said.
-    """
-
-    prompt: str
-    said: list[tuple[int, str]]
-
-    @property
-    def chars(self) -> int:
-        """How long all of it is."""
-        return len(self.prompt) + sum(len(text) for _, text in self.said)
-
-
-NOTHING = Counts(None, None, None)
 Then = Callable[[Counts], None]
 
 
@@ -123,15 +91,3 @@ class TokenCounter:
         """In the thread."""
         began = time.thread_time()
         return count_tokens(self._tokenizer, task), time.thread_time() - began
-
-
-def count_tokens(tokenizer: Tokenizer, task: Task) -> Counts:
-    """The tokens of one request; takes as long as it takes."""
-    prompt = tokenizer.count([task.prompt], special=True)[0] if task.prompt else None
-    tokens = tokenizer.count([text for _, text in task.said]) if task.said else []
-    thought = [n for (kind, _), n in zip(task.said, tokens, strict=True) if kind == REASONING]
-    return Counts(
-        input=prompt,
-        output=sum(tokens) if tokens else None,
-        reasoning=sum(thought) if thought else None,
-    )

@@ -23,6 +23,7 @@ import orjson
 
 from collectors.records import OutputEvents, TokenSource
 from loadgen.fingerprint import AnswerChain
+from loadgen.said import Ear, Listener, Said
 from loadgen.server_cost import cost_usd
 from loadgen.usage import Usage, adds_up, count, output_count, read_usage, tells_tokens
 
@@ -43,6 +44,7 @@ class Reply(ABC):
     Attributes:
         ENDING: what a whole answer must have to be one, in words.
         chain: follows what the first choice says; ``None`` where nobody asks.
+        said: keeps what all choices say; ``None`` where nobody will count its tokens.
         error: words of an in-band error, or ``None``.
         done: the end marker was seen.
         first_silent_at: the first event without output: a role, news, usage.
@@ -53,6 +55,7 @@ class Reply(ABC):
 
     __slots__ = (
         "_asked_choices",
+        "_ear",
         "_finish",
         "_last_read",
         "_proof",
@@ -77,13 +80,18 @@ class Reply(ABC):
         "n_hidden",
         "n_reasoning",
         "n_tool",
+        "said",
         "whole",
     )
 
     ENDING: ClassVar[str] = "a finish reason"
 
-    def __init__(self, choices: int = 1, chain: AnswerChain | None = None) -> None:
+    def __init__(
+        self, choices: int = 1, chain: AnswerChain | None = None, said: Said | None = None
+    ) -> None:
         self.chain = chain
+        self.said = said
+        self._ear: Listener | None = chain if said is None else Ear(said, 0, chain)
         self._asked_choices = choices
         self._finish: dict[int, str] = {}
         self._last_read = -1
@@ -204,15 +212,16 @@ class Reply(ABC):
         if self.first_silent_at is None:
             self.first_silent_at = at
 
-    def _say(self, kind: int, text: Any) -> None:
-        """Something the first choice says, for its chain; an object (a tool's input) as JSON."""
-        if not text or self.chain is None:
+    def _say(self, kind: int, text: Any, ear: Listener | None = None) -> None:
+        """What a choice says, the first one unless told; an object (a tool's input) as JSON."""
+        ear = ear or self._ear
+        if not text or ear is None:
             return
         if isinstance(text, str):
-            self.chain.add(kind, text)
+            ear.add(kind, text)
         elif isinstance(text, dict):
             with suppress(orjson.JSONEncodeError):  # it reads deeper nesting than it writes
-                self.chain.add(kind, orjson.dumps(text).decode())
+                ear.add(kind, orjson.dumps(text).decode())
 
     # -- a whole JSON answer -----------------------------------------------------------------
 

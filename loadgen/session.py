@@ -15,6 +15,7 @@ from collectors.batches import Batch, OpenRequest
 from collectors.records import RequestRecord
 from collectors.samples import Sample
 from loadgen.client import Ask, Client, now
+from loadgen.counting import TokenCounter
 from loadgen.fingerprint import Fingerprints
 from loadgen.health import LoopHealth
 from loadgen.options import Settings
@@ -23,6 +24,7 @@ from loadgen.transports import make_transport
 
 FLUSH_S = 0.5
 MAX_BATCH_RECORDS = 256
+COUNTS_S = 5.0  # how long the end of a run waits for tokens that are counted here
 GOLDEN = 0.6180339887498949
 
 
@@ -63,6 +65,9 @@ class RunInfo:
 class LoadSession:
     """Asks on behalf of this process's users, and hands batches of records to ``deliver``.
 
+    Attributes:
+        users: how many are at work, asking or thinking.
+
     Args:
         settings: the options of this process, model included.
         info: the run.
@@ -93,6 +98,7 @@ class LoadSession:
         self.prompts = PromptMaker(info.seed, worker)
         self.random = random.Random(f"{info.seed}/{worker}/pauses")
         self.stopping = False
+        self.users = 0
         self._worker = worker
         self._began_at = began_at
         self._deliver = deliver
@@ -107,6 +113,7 @@ class LoadSession:
         self._health = LoopHealth(gevent.sleep)
         self._read_delay_us = HdrHistogram(1, 600_000_000, 3)
         self._events = self._coalesced = 0
+        self._counter = None if settings.tokenizer is None else TokenCounter(settings.tokenizer)
         self._client = Client(
             self._transport,
             settings.endpoint,
@@ -117,6 +124,7 @@ class LoadSession:
             began_at=began_at,
             emit=self._take,
             fingerprints=None if info.salt is None else Fingerprints(info.salt),
+            counter=self._counter,
         )
         self._greenlets = [gevent.spawn(self._health.run), gevent.spawn(self._flush_regularly)]
         self._greenlets[0].link_exception(lambda health: on_failure(health.exception))
@@ -142,6 +150,8 @@ class LoadSession:
     def close(self) -> dict[str, Any]:
         """Hand on what is left and stop; the health of this process, as the run keeps it."""
         gevent.killall(self._greenlets)
+        if self._counter is not None:
+            self._counter.close(COUNTS_S)
         self.flush()
         self._transport.close()
         return self.client_health()
@@ -155,6 +165,7 @@ class LoadSession:
             "read_delay_p99_s": p99_us * 1e-6 if p99_us is not None else None,
             "coalesced_ratio": self._coalesced / self._events if self._events else None,
             "output_events": self._events,
+            "tokenizer": None if self._counter is None else self._counter.report(),
             **asdict(self._health.report()),
         }
 
@@ -209,7 +220,7 @@ class LoadSession:
                 last_token_at_s=instant(o.reply.last_output_at),
                 task=o.ask.task,
             )
-            for seq, o in self._client.open.items()
+            for seq, o in (self._client.open | self._client.counting).items()
         ]
 
     def _samples(self, at_s: float) -> list[Sample]:
@@ -219,6 +230,7 @@ class LoadSession:
             "client_loop_lag_seconds": self._health.take_recent_max_s(),
             "client_cpu_seconds_total": health.cpu_s,
             "client_open_requests": len(self._client.open),
+            "client_users": self.users,
         }
         return [Sample(at_s, source, name, float(value)) for name, value in values.items()]
 
@@ -244,5 +256,14 @@ def worst_health(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "cpu_ratio": worst("cpu_ratio"),
         "cpu_s": sum(w.get("cpu_s") or 0.0 for w in workers.values()),
         "coalesced_ratio": coalesced / events if events else None,
+        "tokenizer": _counted([w["tokenizer"] for w in workers.values() if w.get("tokenizer")]),
         "workers": workers,
     }
+
+
+def _counted(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What all processes counted; ``None`` where none did."""
+    if not reports:
+        return None
+    sums = {key: sum(r[key] for r in reports) for key in ("counted", "given_up", "cpu_s")}
+    return {**sums, "lag_max_s": max(r["lag_max_s"] for r in reports)}

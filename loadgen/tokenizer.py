@@ -13,15 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from collectors.redact import redact_text
 from loadgen.errors import OptionError
-
-MAX_SAID_CHARS = 4 * 1024 * 1024
-"""What is kept of an answer; the tokens of a longer one stay unknown."""
 
 _TRIAL = "The quick brown fox."
 _MAX_BYTES = 256 * 1024 * 1024
@@ -100,34 +96,3 @@ def _read(path: str) -> bytes:
     except ValueError:
         words = "its name is no path"
     raise OptionError(f"--tokenizer: cannot read {redact_text(path)!r}: {words}.")
-
-
-class Said:
-    """What an answer says, kept until its tokens are counted.
-
-    Each choice has texts of its own, and another one begins where the kind of text changes, since
-    tokens do not reach across.
-    """
-
-    __slots__ = ("_left", "_texts")
-
-    def __init__(self) -> None:
-        self._texts: dict[int, list[tuple[int, StringIO]]] = {}
-        self._left = MAX_SAID_CHARS
-
-    def add(self, index: int, kind: int, text: str) -> None:
-        """Go on with what a choice says, which is of that kind."""
-        self._left -= len(text)
-        if self._left < 0:
-            self._texts.clear()
-            return
-        texts = self._texts.setdefault(index, [])
-        if not texts or texts[-1][0] != kind:
-            texts.append((kind, StringIO()))
-        texts[-1][1].write(text)
-
-    def texts(self) -> list[tuple[int, str]]:
-        """Kind and text of all that was said; empty where nothing was, or too much."""
-        if self._left < 0:
-            return []
-        return [(kind, text.getvalue()) for choice in self._texts.values() for kind, text in choice]

@@ -41,14 +41,23 @@ class StreamUser(User):
         super().__init__(environment)
         self._session: LoadSession | None = plugin.session
         self._due_at: float | None = None
+        self._at_work = False
 
     def on_start(self) -> None:
         """Wait for this user's own place in the ramp."""
         if self._session is None:
             return  # the run was refused; the first task ends this user without a traceback
+        self._at_work = True
+        self._session.users += 1
         phase_s = self._session.next_user_phase_s()
         self._due_at = now() + phase_s
         gevent.sleep(phase_s)
+
+    def on_stop(self) -> None:
+        """This user is at work no more."""
+        if self._session is not None and self._at_work:
+            self._at_work = False
+            self._session.users -= 1
 
     def wait_time(self) -> float:
         """Seconds of thought before the next request, which is due right after them."""

@@ -20,6 +20,7 @@ from loadgen.reply import (
     Reply,
     has_words,
 )
+from loadgen.said import Ear, Listener, Said
 from loadgen.server_cost import cost_usd
 from loadgen.usage import count, usage_of_timings
 
@@ -29,8 +30,10 @@ class ChatReply(Reply):
 
     __slots__ = ("_last_cost", "_running_tokens")
 
-    def __init__(self, choices: int = 1, chain: AnswerChain | None = None) -> None:
-        super().__init__(choices, chain)
+    def __init__(
+        self, choices: int = 1, chain: AnswerChain | None = None, said: Said | None = None
+    ) -> None:
+        super().__init__(choices, chain, said)
         self._running_tokens: dict[int, int] = {}
         self._last_cost: Any = None  # opencode's place: an event of its own
 
@@ -68,19 +71,20 @@ class ChatReply(Reply):
     def _choice(self, choice: dict[str, Any]) -> tuple[int, int]:
         """Bits of the kinds of output in one choice, and the tokens it proves."""
         delta = choice.get("delta")
-        chain = None if choice.get("index") else self.chain
+        ear = self._other_ear(choice) if choice.get("index") else self._ear
         if delta.__class__ is not dict:
             text = choice.get("text")
             kinds = ANSWER if isinstance(text, str) and text else 0
-            self._say(ANSWER, None if chain is None else text)
+            if ear is not None:
+                self._say(ANSWER, text, ear)
         elif len(delta) == 1 and (content := delta.get("content")).__class__ is str:  # mostly
             kinds = ANSWER if content else 0
-            if kinds and chain is not None:
-                chain.add(ANSWER, content)
+            if kinds and ear is not None:
+                ear.add(ANSWER, content)
         else:
             kinds = _delta_kinds(delta)
-            if kinds and chain is not None:
-                self._say_delta(delta)
+            if kinds and ear is not None:
+                self._say_delta(delta, ear)
         reason = choice.get("finish_reason")
         if reason:
             self._end(reason, _index(choice))
@@ -89,44 +93,48 @@ class ChatReply(Reply):
             return kinds, 0
         return kinds, self._prove(ids, _logprob_entries(logprobs))
 
-    def _say_delta(self, delta: dict[str, Any]) -> None:
+    def _other_ear(self, choice: dict[str, Any]) -> Listener | None:
+        """Who follows a choice that is not the first: nobody, unless its tokens may be counted."""
+        return None if self.said is None else Ear(self.said, _index(choice))
+
+    def _say_delta(self, delta: dict[str, Any], ear: Listener) -> None:
         """The texts of one event, in the order in which models write them."""
         get = delta.get
         reasoning = get("reasoning_content") or get("reasoning")
         if reasoning:
-            self._say(REASONING, reasoning)
+            self._say(REASONING, reasoning, ear)
         elif details := get("reasoning_details"):  # OpenRouter sends both, with the same text
             for detail in _dicts(details):
-                self._say(REASONING, detail.get("text") or detail.get("summary"))
+                self._say(REASONING, detail.get("text") or detail.get("summary"), ear)
         content = get("content")
         if isinstance(content, list):
-            self._say_parts(content)
+            self._say_parts(content, ear)
         else:
-            self._say(ANSWER, content)
+            self._say(ANSWER, content, ear)
         if calls := get("tool_calls"):
             for call in _dicts(calls):
-                self._say_function(call.get("function"))
+                self._say_function(call.get("function"), ear)
         if function := get("function_call"):
-            self._say_function(function)
+            self._say_function(function, ear)
         if refusal := get("refusal"):
-            self._say(REFUSAL, refusal)
+            self._say(REFUSAL, refusal, ear)
 
-    def _say_parts(self, parts: list[Any]) -> None:
+    def _say_parts(self, parts: list[Any], ear: Listener) -> None:
         """Thinking is a text, or a list of parts itself."""
         for part in _dicts(parts):
             thinking = part.get("thinking") if part.get("type") == "thinking" else None
             if isinstance(thinking, list):
                 for each in _dicts(thinking):
-                    self._say(REASONING, each.get("text"))
+                    self._say(REASONING, each.get("text"), ear)
             elif thinking:
-                self._say(REASONING, thinking)
+                self._say(REASONING, thinking, ear)
             else:
-                self._say(ANSWER, part.get("text"))
+                self._say(ANSWER, part.get("text"), ear)
 
-    def _say_function(self, function: Any) -> None:
+    def _say_function(self, function: Any, ear: Listener) -> None:
         if isinstance(function, dict):
-            self._say(TOOL_NAME, function.get("name"))
-            self._say(TOOL, function.get("arguments"))
+            self._say(TOOL_NAME, function.get("name"), ear)
+            self._say(TOOL, function.get("arguments"), ear)
 
     def _take_usage(
         self, usage: Mapping[str, Any], choices: Sequence[Any], *, is_output: bool

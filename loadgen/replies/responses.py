@@ -102,7 +102,7 @@ class ResponsesReply(Reply):
         for item in items if isinstance(items, list) else ():
             kind = _item_kinds(item)
             kinds |= kind
-            if kind and self.chain is not None:
+            if kind and self._ear is not None:
                 for said_as, text in _item_texts(item):
                     self._say(said_as, text)
         return kinds

@@ -7,6 +7,7 @@ from typing import Any
 
 from collectors.records import RequestRecord
 from loadgen.client import Ask, Client, Endpoint
+from loadgen.counts import Counter
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody, Transport
 from loadgen.fingerprint import Fingerprints
@@ -88,6 +89,7 @@ def make_client(
     headers: Mapping[str, str] | None = None,
     began_at: float = BEGAN_AT,
     fingerprints: Fingerprints | None = None,
+    counter: Counter | None = None,
     **endpoint: Any,
 ) -> Client:
     """A client of ``transport`` that appends what it records."""
@@ -101,6 +103,7 @@ def make_client(
         began_at=began_at,
         emit=records.append,
         fingerprints=fingerprints,
+        counter=counter,
     )
 
 

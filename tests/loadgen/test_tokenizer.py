@@ -5,20 +5,30 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gevent
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Engine
 from tokenizers import models
 
-from loadgen import counting, tokenizer
-from loadgen.counting import NOTHING, Counts, Task, TokenCounter, count_tokens
+from collectors.records import Outcome, RequestRecord, TokenSource
+from loadgen import counting, said, tokenizer
+from loadgen.client import Ask
+from loadgen.counting import TokenCounter
+from loadgen.counts import NOTHING, Counts, Task, count_tokens
 from loadgen.errors import OptionError
 from loadgen.reply import ANSWER, REASONING, TOOL, TOOL_NAME
-from loadgen.tokenizer import Said, Tokenizer, read_tokenizer
+from loadgen.said import Said
+from loadgen.tokenizer import Tokenizer, read_tokenizer
+from tests.loadgen.cases import CASES, C, D, F, R, U, chunk, delta, sse
+from tests.loadgen.playing import DUE_AT, PlayedTransport, make_client
 from tests.loadgen.tokenizer_files import byte_tokenizer, saved, word_tokenizer
 
 PATIENCE_S = 20.0
@@ -123,7 +133,7 @@ def test_without_the_package_it_says_how_to_get_it(
 
 def test_texts_are_kept_by_choice_and_kind() -> None:
     """However they came: tokens reach neither across choices nor from thinking to answer."""
-    said = Said()
+    heard = Said()
     for index, kind, text in (
         (0, REASONING, "th"),
         (1, ANSWER, "x"),
@@ -135,9 +145,9 @@ def test_texts_are_kept_by_choice_and_kind() -> None:
         (0, TOOL, "}"),
         (0, TOOL_NAME, "g"),
     ):
-        said.add(index, kind, text)
+        heard.add(index, kind, text)
 
-    assert said.texts() == [
+    assert heard.texts() == [
         (REASONING, "think"),
         (ANSWER, "a"),
         (TOOL_NAME, "f"),
@@ -147,16 +157,16 @@ def test_texts_are_kept_by_choice_and_kind() -> None:
     ]
 
 
-def test_too_much_text_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kinds", [[ANSWER], [ANSWER, REASONING]], ids=["long", "in bits"])
+def test_too_much_text_is_let_go(kinds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of an answer has no count of the whole, so nothing is kept of it."""
-    monkeypatch.setattr(tokenizer, "MAX_SAID_CHARS", 10)
-    said = Said()
-    for _ in range(3):
-        said.add(0, ANSWER, "abcd")
-    said.add(0, ANSWER, "a")
+    monkeypatch.setattr(said, "MAX_SAID_CHARS", 1000 if len(kinds) > 1 else 600)
+    heard = Said()
+    for n in range(100):
+        heard.add(0, kinds[n % len(kinds)], "a")
 
-    assert said.texts() == []
-    assert said._texts == {}
+    assert heard.texts() == []
+    assert heard._texts == {}
 
 
 def test_reasoning_is_counted_apart_where_it_is_shown(words: Tokenizer) -> None:
@@ -292,3 +302,157 @@ def test_the_end_waits_for_counts_but_not_for_long() -> None:
 
     assert found == [NOTHING] * 3
     assert counter.given_up == 3
+
+
+# -- a client's records ------------------------------------------------------------------------
+
+
+class AtOnce:
+    """Counts while its caller waits, and keeps what it was asked."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tasks: list[Task] = []
+        self._tokenizer = tokenizer
+
+    def count(self, task: Task, then: Callable[[Counts], None]) -> None:
+        """Count."""
+        self.tasks.append(task)
+        then(count_tokens(self._tokenizer, task))
+
+
+PLAIN = next(case for case in CASES if case.name == "01-plain")
+TOLD = R + C("Hello ") + C("world") + F() + U(7, 9) + D
+UNTOLD = R + delta(reasoning="a b") + C("Hello ") + C("world.") + F() + D
+
+
+def asked(
+    words: Tokenizer, data: bytes, ask: Ask | None = None, *, api: str = "chat", **case: Any
+) -> tuple[RequestRecord, list[Task]]:
+    """The record of a request that was answered so, and what was counted for it."""
+    counter, records = AtOnce(words), list[RequestRecord]()
+    transport = PlayedTransport(replace(PLAIN, **case), ((5, data),))
+    client = make_client(transport, records, api=api, counter=counter)
+    client.ask(ask or Ask(task="t", prompt="a b c"), DUE_AT)
+    assert client.counting == {}
+    (record,) = records
+    return record, counter.tasks
+
+
+def test_what_the_server_told_is_not_counted(words: Tokenizer) -> None:
+    """Usage is better than any count of ours."""
+    record, tasks = asked(words, TOLD)
+
+    assert (record.output_tokens, record.token_source, tasks) == (9, TokenSource.USAGE, [])
+
+
+@pytest.mark.parametrize(
+    ("proof", "source"),
+    [
+        ({"token_ids": [1, 2]}, TokenSource.TOKEN_IDS),
+        ({"logprobs": {"content": [{}, {}]}}, TokenSource.LOGPROBS),
+    ],
+)
+def test_what_events_proved_is_not_counted(
+    words: Tokenizer, proof: dict[str, Any], source: TokenSource
+) -> None:
+    """Ids and logprobs come from the engine itself."""
+    event = chunk({"content": "Hello world a b"})
+    event["choices"][0] |= proof
+    record, _ = asked(words, sse(event) + F() + D)
+
+    assert (record.output_tokens, record.token_source) == (2, source)
+
+
+def test_visible_text_is_counted_where_nobody_told(words: Tokenizer) -> None:
+    """Answer and reasoning, the latter apart; a chat's prompt stays unknown: it has a template."""
+    record, _ = asked(words, UNTOLD)
+
+    assert (record.output_tokens, record.reasoning_tokens) == (5, 2)
+    assert record.token_source is TokenSource.TOKENIZER
+    assert record.input_tokens is None
+    assert "no_usage" in record.flags
+
+
+def test_every_choice_and_every_kind_of_text_is_counted(words: Tokenizer) -> None:
+    """Choices by themselves, a tool's name and its arguments."""
+    call = {"index": 0, "function": {"name": "a", "arguments": ""}}
+    data = (
+        C("Hello wor") + C("a ", 1) + C("ld") + C("b c", 1) + sse(chunk({"tool_calls": [call]}))
+        + F() + F(index=1) + D
+    )  # fmt: skip
+    record, _ = asked(words, data, Ask(task="t", prompt="a", extra={"n": 2}))
+
+    assert record.output_tokens == 2 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("ask", "expected"),
+    [
+        (Ask(task="t", prompt="a b c"), 4),
+        (Ask(task="t", prompt="a b c", extra={"prompt": "a"}), 2),
+        (Ask(task="t", prompt="a b c", extra={"prompt": [1, 2]}), None),
+    ],
+)
+def test_a_prompt_that_is_sent_as_it_is_can_be_counted(
+    words: Tokenizer, ask: Ask, expected: int | None
+) -> None:
+    """With the token that this tokenizer starts a text with, as the server's does."""
+    text = sse({"choices": [{"index": 0, "text": "Hello", "finish_reason": "stop"}]})
+    record, _ = asked(words, text + D, ask, api="completions")
+
+    assert (record.input_tokens, record.output_tokens) == (expected, 1)
+
+
+def test_embeddings_without_usage_have_their_input_counted(words: Tokenizer) -> None:
+    """They put no tokens out, so that the source is of the input."""
+    body = orjson.dumps({"data": [{"embedding": [0.1]}]})
+    record, _ = asked(words, body, api="embeddings", content_type="application/json")
+
+    assert (record.input_tokens, record.output_tokens) == (4, None)
+    assert record.token_source is TokenSource.TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("data", "outcome", "tokens"),
+    [
+        (C("Hello world"), Outcome.TRUNCATED, 2),
+        (b"", Outcome.MALFORMED, None),
+        (sse({"error": "boom"}) + D, Outcome.IN_BAND_ERROR, None),
+    ],
+)
+def test_what_came_of_a_failed_request_is_counted(
+    words: Tokenizer, data: bytes, outcome: Outcome, tokens: int | None
+) -> None:
+    """The server made it; where nothing came nothing is counted, not even a prompt."""
+    record, tasks = asked(words, data, api="completions")
+
+    assert (record.outcome, record.output_tokens) == (outcome, tokens)
+    assert bool(tasks) is (tokens is not None)
+
+
+def test_a_count_says_nothing_about_how_long_an_answer_had_to_be(words: Tokenizer) -> None:
+    """It is a little low, so that it proves no missing token."""
+    ask = Ask(task="t", prompt="a", max_tokens=9, extra={"ignore_eos": True})
+    record, _ = asked(words, UNTOLD, ask)
+
+    assert record.output_tokens == 5
+    assert "fewer_tokens" not in record.flags
+
+
+def test_a_request_being_counted_is_not_lost_from_sight() -> None:
+    """It is no longer in flight, and not yet recorded, but known to be there."""
+    slow, records = Slow(), list[RequestRecord]()
+    counter = TokenCounter(slow)
+    transport = PlayedTransport(PLAIN, ((5, UNTOLD),))
+    client = make_client(transport, records, counter=counter)
+    returned = client.ask(Ask(task="t", prompt="a"), DUE_AT)
+
+    assert (returned.output_tokens, records) == (None, [])
+    assert (list(client.open), list(client.counting)) == ([], [0])
+    slow.go_on.set()
+    counter.close(PATIENCE_S)
+    assert client.counting == {}
+    assert [r.output_tokens for r in records] == [2]
+    assert records[0] == replace(
+        returned, output_tokens=2, reasoning_tokens=1, token_source=TokenSource.TOKENIZER
+    )
