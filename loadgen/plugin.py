@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import gevent
 import gevent.event
-from locust import events
+from locust import events, stats
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 from locust.exception import (
@@ -397,6 +397,7 @@ class LocustPlugin:
         health = session.close() if session is not None else None
         if isinstance(runner, WorkerRunner):
             if health is not None:
+                _report_statistics(environment, runner)
                 told = self._mishaps.told(self._secrets)
                 last = {"worker": _worker_name(runner), "client": health, "mishaps": told}
                 runner.send_message(FINAL, last)
@@ -424,6 +425,9 @@ class LocustPlugin:
             environment.process_exit_code = 4
         if not keeper.finish(workers_lost=lost):
             log.error("Not every record of run %s could be written to the database.", keeper.run.id)
+        if getattr(environment.parsed_options, "csv_prefix", None):
+            # Locust writes its CSV files once a second, and not once more at its end.
+            gevent.sleep(stats.CSV_STATS_INTERVAL_SEC + 0.1)
 
     def _await_finals(self, keeper: RunKeeper) -> int:
         """Wait for the last batch of each worker; how many stay silent."""
@@ -538,6 +542,13 @@ def _interrupt() -> NoReturn:
     it is swallowed, or in the middle of reading a token.
     """
     raise KeyboardInterrupt
+
+
+def _report_statistics(environment: Environment, runner: WorkerRunner) -> None:
+    """Send Locust's statistics now: else the last seconds come when its files are written."""
+    data: dict[str, Any] = {}
+    environment.events.report_to_master.fire(client_id=runner.client_id, data=data)
+    runner.send_message("stats", data)
 
 
 def _attempt(action: Callable[[], None]) -> CollectorsError | None:
