@@ -29,7 +29,6 @@ from tests.loadgen.locusts import (
     start,
     truth_ids,
     wait_until,
-    web_rows,
 )
 
 
@@ -91,22 +90,7 @@ def test_the_clients_first_token_is_never_before_the_servers_schedule(
         assert record.output_tokens == entry["tokens"]
 
 
-def test_aggregated_stays_one_row_a_request(metronome: str, tmp_path: Path) -> None:
-    """Locust's Aggregated row counts the records, and TTFT and tokens are rows beside it."""
-    db = tmp_path / "runs.db"
-    done = run(metronome, db, "-u", "3", "-r", "3", "-t", "4s", "--think-time", "0.1")
-
-    assert done.returncode == 0, done.stderr
-    rows = final_rows(done.stderr)
-    with Store.open(str(db)) as store:
-        records = list(store.records(only_run(db).id))
-    count = len(records)
-    assert rows["Aggregated"].requests == rows["E2E chat"].requests == count
-    assert rows["Aggregated"].failures == 0
-    assert rows["TTFT chat"].requests == rows["TOKENS chat (tokens, not ms)"].requests == count
-    assert rows["Aggregated"].per_s == rows["E2E chat"].per_s > 0
-
-
+@pytest.mark.slow
 def test_failed_requests_are_failures_in_locust_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,32 +209,6 @@ def test_kill_9_of_the_load_leaves_a_readable_interrupted_run(
         records = list(store.records(only_run(db).id))
     assert len(records) >= 20
     assert {r.outcome for r in records} <= {Outcome.OK, Outcome.UNFINISHED}
-
-
-def test_the_web_ui_starts_and_stops_runs(metronome: str, tmp_path: Path) -> None:
-    """Each start in Locust's web UI is a run, its rows show TTFT, and Stop completes it."""
-    db, port = tmp_path / "runs.db", free_port()
-    process = start(
-        metronome, db, "--web-host", "127.0.0.1", "--web-port", str(port), "--think-time", "0.1"
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until(lambda: answers(url))
-        for number in (1, 2):
-            form = {"user_count": "2", "spawn_rate": "2", "host": metronome}
-            assert httpx.post(f"{url}/swarm", data=form).json()["success"]
-            wait_until(lambda n=number: has_records(db, 1, runs=n))
-            wait_until(lambda: ("TTFT", "chat") in web_rows(url))
-            assert httpx.post(f"{url}/stop", timeout=PATIENCE_S).json()["success"]
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE_S)
-    finally:
-        process.kill()
-        process.communicate()
-    with Store.open(str(db)) as store:
-        runs = store.runs()
-        assert [r.status for r in runs] == [RunStatus.COMPLETE] * 2
-        assert all(store.count(r.id) > 0 for r in runs)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from loadgen.options import read_settings
 from loadgen.plugin import _drain_s, add_options
 from reference_server.byteserver import ByteServer, Play, Received, Then
 from reference_server.process import SimProcess
-from tests.loadgen.locusts import only_run, run
+from tests.loadgen.locusts import final_rows, only_run, run
 
 REQUESTS = 24
 TTFT_MS = 147.0  # Locust has a bucket of 150
@@ -146,6 +147,7 @@ def troubled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             *["--warmup", "0", *files, *request.param],
             scenario=scenario(folder, TROUBLED),
         )
+    assert db.exists(), done.stderr
     found = only_run(db)
     with Store.open(str(db)) as store:
         records = list(store.records(found.id))
@@ -205,6 +207,9 @@ def test_aggregated_is_one_row_a_request_whatever_else_is_shown(troubled: Troubl
         ("TOKENS", "chat (tokens, not ms)"): REQUESTS // 2,
     }
     assert gaps == REQUESTS * GAPS
+    printed = final_rows(troubled.done.stderr)
+    assert printed["Aggregated"] == printed["E2E chat"] == (REQUESTS, REQUESTS // 2, ANY)
+    assert printed["ITL chat (gaps)"].requests == gaps
 
 
 def test_no_report_of_ours_has_been_rounded_by_locust(troubled: Troubled) -> None:
