@@ -37,13 +37,13 @@ class SseDecoder:
     __slots__ = (
         "_after_cr",
         "_data",
-        "_idle",
         "_max_event_bytes",
         "_name",
         "_size",
         "_started",
         "_tail",
         "comments",
+        "idle",
         "unterminated",
     )
 
@@ -55,7 +55,7 @@ class SseDecoder:
         self._name = b""
         self._after_cr = False
         self._started = False
-        self._idle = False  # nothing is pending, and nothing special is expected
+        self.idle = False  # nothing is pending, and nothing special is expected
         self.comments = 0
         self.unterminated = False
 
@@ -67,7 +67,7 @@ class SseDecoder:
         """
         # The common case, one whole event of one data line, comes first for its speed.
         if (
-            self._idle
+            self.idle
             and chunk[:6] == b"data: "
             and chunk.find(b"\n") == len(chunk) - 2
             and chunk[-1:] == b"\n"
@@ -75,7 +75,7 @@ class SseDecoder:
         ):
             return [(b"", chunk[6:-2])]
         events = self._feed(chunk)
-        self._idle = self._started and not (self._size or self._name or self._after_cr)
+        self.idle = self._started and not (self._size or self._name or self._after_cr)
         return events
 
     def _feed(self, chunk: bytes) -> list[SseEvent]:

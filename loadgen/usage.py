@@ -156,8 +156,10 @@ def count(usage: Mapping[str, Any], *path: str) -> int | None:
     """The count under a path of keys; ``None`` where there is none that makes sense."""
     value: Any = usage
     for key in path:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, dict):  # JSON has no other mapping, and asking for any is slow
+            return None
+        value = value.get(key)
+    if value.__class__ is not int:  # a bool is none
         return None
     return value if 0 <= value <= MAX_COUNT else None
 
