@@ -28,7 +28,7 @@ import httpcore
 
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
-from loadgen.inflate import inflated, inflater
+from loadgen.inflate import inflater
 from loadgen.sockets import Line, Stream, TlsError
 from loadgen.target import HttpRequest, Target
 from loadgen.wire import END_GRACE_S, MAX_IDLE_S
@@ -248,7 +248,7 @@ class _Call:
         inflate = inflater(exchange.headers.get("content-encoding"))
         body.head(response.status, exchange.headers)
         for chunk in response.iter_stream():
-            for piece in inflated(inflate, chunk) if inflate else (chunk,):
+            for piece in inflate.pieces(chunk) if inflate else (chunk,):
                 if body.data(piece, stream.read_at, stream.reads, None):
                     self._answer_is_whole(stream.read_at)
 
