@@ -32,7 +32,7 @@ from gevent import socket as cooperative
 from loadgen.backlog import PEEK_BYTES, Backlog, frame_bytes
 from loadgen.errors import DecodeError, words_of
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
-from loadgen.inflate import inflated, inflater
+from loadgen.inflate import Inflater, inflater
 from loadgen.stamps import ANCILLARY_BYTES, KernelStamps
 from loadgen.target import Target
 from loadgen.tls import MemoryTls
@@ -169,7 +169,7 @@ class _Connection:
         "_closed",
         "_delay",
         "_exchange",
-        "_head_bytes",
+        "_framing_bytes",
         "_head_seen",
         "_headers",
         "_hub",
@@ -224,8 +224,8 @@ class _Connection:
 
     def _clear(self) -> None:
         self._headers: dict[str, str] = {}
-        self._inflate: Any = None
-        self._head_bytes = 0
+        self._inflate: Inflater | None = None
+        self._framing_bytes = 0  # taken since there was a byte of body
         self._head_seen = False
         self._sized = False  # the response's length is known: it does not end with the connection
         self._all_sent = False
@@ -378,10 +378,10 @@ class _Connection:
                 return
         if data:
             self._bytes_seen = True
-            if not self._head_seen:
-                self._head_bytes += len(data)
-                if self._head_bytes > MAX_HEAD_BYTES:
-                    raise DecodeError(f"a response head larger than {MAX_HEAD_BYTES} bytes")
+            self._framing_bytes += len(data)
+            if self._framing_bytes > MAX_HEAD_BYTES:
+                what = "chunk or trailer" if self._head_seen else "response"
+                raise DecodeError(f"a {what} head larger than {MAX_HEAD_BYTES} bytes")
             self._parser.feed_data(data)
         if over:
             self._peer_closed()
@@ -403,6 +403,8 @@ class _Connection:
         self._reusable = False  # bytes beyond the response belong to nobody
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_seen:
+            return  # a trailer, or a response nobody asked for
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -423,11 +425,12 @@ class _Connection:
         self._body.head(status, self._headers)
 
     def on_body(self, chunk: bytes) -> None:
+        self._framing_bytes = 0
         body = self._body
         if body is None:
             return
         if self._inflate is not None:
-            for piece in inflated(self._inflate, chunk):
+            for piece in self._inflate.pieces(chunk):
                 if body.data(piece, self._at, self._read, self._delay):
                     self._answer_is_whole()
         elif body.data(chunk, self._at, self._read, self._delay):
