@@ -22,7 +22,7 @@ from loadgen.fingerprint import Fingerprints
 from loadgen.flags import Length, asked_length, flags_of
 from loadgen.outcome import judge_exchange
 from loadgen.replies import make_reply
-from loadgen.reply import Reply
+from loadgen.reply import MAX_WORDS, Reply
 from loadgen.retry_after import asked_wait_s
 from loadgen.said import Said
 from loadgen.server_cost import cost_usd
@@ -347,7 +347,9 @@ class Client:
         return None if at is None else at - self._began_at
 
     def _clean(self, detail: str | None) -> str | None:
-        return None if detail is None else redact_text(detail, self._endpoint.secrets)[:MAX_DETAIL]
+        if detail is None:
+            return None
+        return redact_text(detail[:MAX_WORDS], self._endpoint.secrets)[:MAX_DETAIL]
 
 
 def _token_limit(api: str, ask: Ask) -> int | None:

@@ -28,6 +28,8 @@ from loadgen.server_cost import cost_usd
 from loadgen.usage import Usage, adds_up, count, output_count, read_usage, tells_tokens
 
 MAX_WORDS = 4096  # longer than a record keeps: what is secret is masked before it is cut
+MAX_CHOICES = 1024  # OpenAI's own limit is 128
+MAX_REASON = 64  # characters; the longest known has 29
 _MAX_RUNGS = 8
 _DONE = frozenset({b"[DONE]", b'"[DONE]"'})
 
@@ -161,7 +163,7 @@ class Reply(ABC):
     def _end(self, reason: Any, index: int = 0) -> None:
         """Keep a choice's finish reason, if it is one."""
         if isinstance(reason, str) and reason:
-            self._finish[index] = reason
+            self._finish[index] = reason[:MAX_REASON]
             if reason == "error":
                 self._fail("the server finished with reason 'error'")
 
@@ -184,27 +186,6 @@ class Reply(ABC):
         if tells_tokens(usage):
             self._usage = usage
             self._usage_final = self._usage_final or self.finished
-
-    def plain_text(self, payload: dict[str, Any]) -> str | None:
-        """The text of an event that adds to the first choice's answer and says nothing else.
-
-        ``None`` of any other event, and where the API has no such event.
-        """
-        del payload
-        return None
-
-    def plain(self, text: str, at: float, read: int) -> None:
-        """One more event that says only ``text``; its like has been decoded in full before."""
-        last_at = self.last_output_at
-        assert last_at is not None
-        self.gaps_s.append(at - last_at)
-        if read == self._last_read:
-            self.coalesced += 1
-        self.last_output_at = at
-        self._last_read = read
-        self.n_answer += 1
-        if self._ear is not None:
-            self._ear.add(ANSWER, text)
 
     def _output(self, kinds: int, tokens: int, at: float, read: int, delay: float | None) -> None:
         if self.last_output_at is None:

@@ -27,6 +27,7 @@ _BLOCKS = {
     "server_tool_use": ("name", TOOL, TOOL_NAME),
 }
 _UNKNOWN = ("", 0, 0)
+_MAX_NAMES = 100  # of counts; the API has a dozen
 
 
 class MessagesReply(Reply):
@@ -49,14 +50,6 @@ class MessagesReply(Reply):
         else:
             self._silence(at)
 
-    def plain_text(self, payload: dict[str, Any]) -> str | None:
-        """The text of a text delta."""
-        delta = payload.get("delta")
-        if payload.get("type") != "content_block_delta" or not isinstance(delta, dict):
-            return None
-        text = delta.get("text") if delta.get("type") == "text_delta" else None
-        return text if isinstance(text, str) and text else None
-
     def _news(self, kind: Any, payload: dict[str, Any]) -> None:
         if kind == "message_start":
             message = payload.get("message")
@@ -74,8 +67,11 @@ class MessagesReply(Reply):
             self.done = True
 
     def _merge_usage(self, usage: Mapping[str, Any]) -> None:
-        """Counts are of the whole so far, so later ones win; but a 0 takes nothing back."""
-        known = self._usage or {}
+        """Counts are of the whole so far, so later ones win; but a 0 takes nothing back.
+
+        What comes under ever more names is no usage, and would be copied again and again.
+        """
+        known = self._usage if self._usage and len(self._usage) < _MAX_NAMES else {}
         told = {key: value for key, value in usage.items() if value or key not in known}
         self._keep_usage({**known, **told})
 
