@@ -24,7 +24,7 @@ from loadgen.client import API_PATHS, MAX_DETAIL, Ask
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.httpx_transport import HttpxTransport
-from loadgen.inflate import inflated, inflater
+from loadgen.inflate import Inflater
 from loadgen.sse import SseDecoder, SseEvent
 from loadgen.wire import WireTransport
 from reference_server.byteserver import Then
@@ -40,10 +40,11 @@ Target = Callable[[bytes], Reading]
 
 APIS = tuple(API_PATHS)
 STATUSES = (200, 201, 307, 400, 401, 422, 429, 500, 502, 503, 529)
-MAX_RECORD_BYTES = 16 * 1024
+MAX_RECORD_BYTES = 96 * 1024
 """Of a packed record without its gaps, however much the server says."""
 
 _BOM = b"\xef\xbb\xbf"
+_GZIP = 16 + zlib.MAX_WBITS
 _ASK = Ask(task="fuzz", prompt="p")
 _GOOD = Played((CHUNKED + chunk(ANSWER) + LAST_CHUNK,))
 _BRIEF, _PATIENT = Limits(total_s=0.05), Limits(total_s=5.0)
@@ -209,13 +210,15 @@ def _reading(record: RequestRecord) -> Reading:
 
 
 def packed(data: bytes) -> Reading:
-    """What was compressed is read as if it had not been; what is broken is refused in one way."""
+    """What was compressed is what it was, wherever reads end; what is broken is refused."""
     draw = dice(data)
-    squeeze = zlib.compressobj(wbits=draw.choice((zlib.MAX_WBITS, 16 + zlib.MAX_WBITS)))
-    pieces = [squeeze.compress(p) + squeeze.flush(zlib.Z_SYNC_FLUSH) for p in cut(data, draw, 5)]
-    whole = b"".join([*pieces, squeeze.flush()])
-    assert b"".join(_unpacked(cut(whole, draw, 20))) == data
-    broken = bytearray(whole)
+    pieces = cut(data, draw, 5)
+    whole = _squeezed(pieces, draw.choice((zlib.MAX_WBITS, _GZIP)))
+    if draw.random() < 0.3:
+        whole = b"".join(_squeezed((piece,), _GZIP) for piece in pieces) + b"\0" * draw.randrange(3)
+    for reads in (one_by_one(whole), cut(whole, draw, 20)):
+        assert b"".join(_unpacked(reads)) == data
+    broken = bytearray(whole or b"\0")
     broken[draw.randrange(len(broken))] ^= 1 << draw.randrange(8)
     try:
         list(_unpacked((bytes(broken),)))
@@ -224,10 +227,16 @@ def packed(data: bytes) -> Reading:
     return ()
 
 
+def _squeezed(pieces: Sequence[bytes], form: int) -> bytes:
+    squeeze = zlib.compressobj(wbits=form)
+    flushed = [squeeze.compress(p) + squeeze.flush(zlib.Z_SYNC_FLUSH) for p in pieces]
+    return b"".join([*flushed, squeeze.flush()])
+
+
 def _unpacked(pieces: Sequence[bytes]) -> Iterator[bytes]:
-    inflate = inflater("gzip")
+    inflate = Inflater()
     for piece in pieces:
-        yield from inflated(inflate, piece)
+        yield from inflate.pieces(piece)
 
 
 # -- over a socket ---------------------------------------------------------------------------------
