@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import orjson
 
 from loadgen.errors import DecodeError
+from loadgen.plain import PlainEvent, learn
 from loadgen.reply import MAX_WORDS, Reply, error_message
 from loadgen.sse import SseDecoder
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _BLANKS = b" \t\n\r\x0b\x0c\xef\xbb\xbf"  # those of a byte-order mark as well, wherever reads end
+_LESSONS = 8  # tries at learning an answer's plain event; what never repeats is not worth more
 _SSE_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
 
@@ -22,13 +24,25 @@ class AnswerBody:
     A wrong content type is looked through: what starts like SSE or JSON is taken as such.
     """
 
-    __slots__ = ("_decoder", "_kept", "_kind", "_start", "_status", "content_type", "reply")
+    __slots__ = (
+        "_decoder",
+        "_kept",
+        "_kind",
+        "_lessons",
+        "_plain",
+        "_start",
+        "_status",
+        "content_type",
+        "reply",
+    )
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.content_type = ""
         self._status = 0
         self._decoder: SseDecoder | None = None
+        self._plain: PlainEvent | None = None
+        self._lessons = _LESSONS
         self._kind = ""  # "sse", "json" or "refusal" once known
         self._start = b""  # what came while the kind is not known
         self._kept = bytearray()
@@ -55,14 +69,44 @@ class AnswerBody:
 
     def data(self, chunk: bytes, at: float, read: int, delay: float | None) -> bool:
         """Body bytes; True once the end marker was seen, or a refusal said more than is kept."""
+        decoder, reply = self._decoder, self.reply
+        whole = decoder is not None and decoder.idle
+        if whole and self._plain is not None and (text := self._plain.text(chunk)):
+            reply.plain(text, at, read)
+            return False
         if not self._kind:
             chunk = self._begin(chunk)
-        if self._decoder is None:
+            decoder = self._decoder
+        if decoder is None:
             return self._keep(chunk)
-        reply = self.reply
-        for name, data in self._decoder.feed(chunk):
+        said = reply.n_answer
+        events = decoder.feed(chunk)
+        for name, data in events:
             reply.event(name, data, at, read, delay)
-        return reply.done
+        if reply.done:
+            self._plain = None  # what follows the end is no answer
+            return True
+        if whole and self._lessons and len(events) == 1 and reply.n_answer == said + 1:
+            self._learn(chunk, events[0][1])
+        return False
+
+    def _learn(self, chunk: bytes, data: bytes) -> None:
+        """Look whether ``chunk``, one event of answer, says nothing else and will come again."""
+        reply = self.reply
+        if self._decoder is None or not self._decoder.idle:
+            return
+        text = reply.plain_text(orjson.loads(data))
+        if text is not None:
+            self._lessons -= 1
+            self._plain = learn(chunk, text, self._plain_text) or self._plain
+
+    def _plain_text(self, chunk: bytes) -> str | None:
+        """The text of a whole event, decoded in full, if it is one and says nothing else."""
+        ((_, data),) = SseDecoder().feed(chunk)
+        try:
+            return self.reply.plain_text(orjson.loads(data))
+        except orjson.JSONDecodeError:
+            return None
 
     def end(self, at: float, read: int = 0) -> None:
         """The response ended cleanly: decode what was kept or is pending.
