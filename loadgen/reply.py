@@ -187,6 +187,27 @@ class Reply(ABC):
             self._usage = usage
             self._usage_final = self._usage_final or self.finished
 
+    def plain_text(self, payload: dict[str, Any]) -> str | None:
+        """The text of an event that adds to the first choice's answer and says nothing else.
+
+        ``None`` of any other event, and where the API has no such event.
+        """
+        del payload
+        return None
+
+    def plain(self, text: str, at: float, read: int) -> None:
+        """One more event that says only ``text``; its like has been decoded in full before."""
+        last_at = self.last_output_at
+        assert last_at is not None
+        self.gaps_s.append(at - last_at)
+        if read == self._last_read:
+            self.coalesced += 1
+        self.last_output_at = at
+        self._last_read = read
+        self.n_answer += 1
+        if self._ear is not None:
+            self._ear.add(ANSWER, text)
+
     def _output(self, kinds: int, tokens: int, at: float, read: int, delay: float | None) -> None:
         if self.last_output_at is None:
             self.first_output_at = at

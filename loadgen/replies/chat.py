@@ -25,6 +25,10 @@ from loadgen.said import Ear, Listener, Said
 from loadgen.server_cost import cost_usd
 from loadgen.usage import count, usage_of_timings
 
+_MORE = frozenset({"cost", "error", "timings", "usage", "x_groq"})
+_MORE_OF_A_CHOICE = frozenset({"finish_reason", "index", "logprobs", "token_ids", "usage"})
+"""What an event may say beside its text, if it is not empty."""
+
 
 class ChatReply(Reply):
     """An answer of one or more choices."""
@@ -68,6 +72,23 @@ class ChatReply(Reply):
         """What the server says the request cost, US dollars; ``None`` where it does not."""
         told = super().cost_usd
         return cost_usd(self._last_cost) if told is None else told
+
+    def plain_text(self, payload: dict[str, Any]) -> str | None:
+        """The text, where the event has one choice, the first, and that one text."""
+        choices = payload.get("choices")
+        if _MORE & {key for key, value in payload.items() if value}:
+            return None
+        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+            return None
+        choice = choices[0]
+        if _MORE_OF_A_CHOICE & {key for key, value in choice.items() if value}:
+            return None
+        delta = choice.get("delta")
+        text = choice.get("text")
+        if isinstance(delta, dict):
+            said = {key for key, value in delta.items() if value} - {"role"}
+            text = delta["content"] if said == {"content"} else None
+        return text if isinstance(text, str) and text else None
 
     def _choice(self, choice: dict[str, Any]) -> tuple[int, int]:
         """Bits of the kinds of output in one choice, and the tokens it proves."""

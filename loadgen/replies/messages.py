@@ -50,6 +50,14 @@ class MessagesReply(Reply):
         else:
             self._silence(at)
 
+    def plain_text(self, payload: dict[str, Any]) -> str | None:
+        """The text of a text delta."""
+        delta = payload.get("delta")
+        if payload.get("type") != "content_block_delta" or not isinstance(delta, dict):
+            return None
+        text = delta.get("text") if delta.get("type") == "text_delta" else None
+        return text if isinstance(text, str) and text else None
+
     def _news(self, kind: Any, payload: dict[str, Any]) -> None:
         if kind == "message_start":
             message = payload.get("message")
