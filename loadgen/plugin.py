@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 import gevent
 import gevent.event
+import psutil
 from locust import events, stats
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
@@ -47,7 +48,7 @@ from collectors.records import RequestRecord
 from collectors.runs import Run, new_run_id
 from loadgen.client import now
 from loadgen.dialects import from_spec
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, OptionError
 from loadgen.keeper import PROGRESS_FD, RunKeeper
 from loadgen.live import LiveFigures
 from loadgen.mishaps import Kind, Mishaps, SwallowedExceptions
@@ -61,8 +62,8 @@ from loadgen.ui import add_charts
 log = logging.getLogger(__name__)
 
 # Messages on Locust's channel.
-RUN, BATCH, FINAL, SPENT, CUT = (
-    f"streamgauge_{m}" for m in ("run", "batch", "final", "spent", "cut")
+RUN, BATCH, FINAL, SPENT, CUT, REFUSED = (
+    f"streamgauge_{m}" for m in ("run", "batch", "final", "spent", "cut", "refused")
 )
 FINAL_WAIT_S = 10.0
 
@@ -161,6 +162,7 @@ class LocustPlugin:
             runner.register_message(BATCH, self._on_batch_message)
             runner.register_message(FINAL, self._on_final_message)
             runner.register_message(SPENT, self._on_spent_message)
+            runner.register_message(REFUSED, self._on_refused_message)
         if environment.web_ui is not None:
             add_charts(environment.web_ui, lambda: self.live)
         if options is None or not options.headless:
@@ -483,8 +485,8 @@ class LocustPlugin:
             return
         try:
             settings = self._read_settings()
-        except LoadgenError as error:
-            print(f"Error: {error}", file=sys.stderr)
+        except LoadgenError as error:  # what the master could do: a file or a variable is missing
+            runner.send_message(REFUSED, {"worker": _worker_name(runner), "why": str(error)})
             return
         endpoint = replace(
             settings.endpoint, model=self._info.model, dialect=from_spec(self._info.dialect)
@@ -517,6 +519,14 @@ class LocustPlugin:
         self._spent.add(msg.node_id)
         if self._spent >= self._workers:
             gevent.spawn(self._stop_as_planned)
+
+    @_ours
+    def _on_refused_message(self, environment: Environment, msg: Any, **_: Any) -> None:
+        """A worker cannot take part; a run with fewer processes would be another one."""
+        self._workers.discard(msg.node_id)  # nothing will come of it
+        if self._keeper is not None:
+            worker, why = msg.data["worker"], msg.data["why"]
+            self._refuse(environment, OptionError(f"Worker {worker}: {why}"))
 
     @_ours
     def _on_cut_message(self, environment: Environment, **_: Any) -> None:
@@ -580,7 +590,10 @@ def versions() -> dict[str, str]:
 
 
 def _leave(sentence: str) -> NoReturn:
+    """End before the run. Workers of --processes would wait for this process for a minute."""
     print(f"Error: {sentence}", file=sys.stderr)
+    for worker in psutil.Process().children():
+        worker.terminate()
     sys.exit(2)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from collectors.figures import measure
 from collectors.records import Outcome
 from collectors.store import Store
 from reference_server.process import SimProcess
-from tests.loadgen.test_locust import PATIENCE_S, final_rows, only_run
+from tests.loadgen.locusts import final_rows, only_run, run
 
 IMPATIENT = """
 import gevent
@@ -47,15 +45,8 @@ def test_a_scenarios_cut_is_told_from_the_end_of_the_run(tmp_path: Path) -> None
     scenario, db = tmp_path / "impatient.py", tmp_path / "runs.db"
     scenario.write_text(IMPATIENT, encoding="utf-8")
     with SimProcess("--metronome", "--ttft", "50ms", "--itl", "300ms") as server:
-        command = [sys.executable, "-m", "locust", "-f", str(scenario), "--headless"]
-        options = ["--host", server.url, "--db", str(db), "-u", "1", "-t", "2s"]
-        done = subprocess.run(
-            [*command, *options, "--drain", "0", "--warmup", "0", "--ramp", "0"],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
+        options = ["-u", "1", "-t", "2s", "--drain", "0", "--warmup", "0", "--ramp", "0"]
+        done = run(server.url, db, *options, scenario=str(scenario))
     found = only_run(db)
     with Store.open(str(db)) as store:
         outcomes = {r.task: r.outcome for r in store.records(found.id)}
