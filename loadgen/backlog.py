@@ -32,18 +32,16 @@ class Backlog:
         self._read_at = self._until = 0.0
 
     def likely(self, now: float) -> bool:
-        """Ask before a read, at ``now`` (monotonic seconds)."""
+        """Ask before each read, at ``now`` (monotonic seconds)."""
         away_s = now - self._read_at
+        self._read_at = now
         if away_s > AWAY_S:
-            self._until = now + min(away_s, CATCH_UP_S)
-            return True
+            self.late(now, away_s)
         return now < self._until
 
-    def note(self, now: float, delay: float | None) -> None:
-        """A read was taken at ``now``, ``delay`` seconds after its last segment came."""
-        self._read_at = now
-        if delay is not None and delay > AWAY_S:
-            self._until = now + min(delay, CATCH_UP_S)
+    def late(self, now: float, by_s: float) -> None:
+        """At ``now`` the loop, or what it read, was late by so much (more than `AWAY_S`)."""
+        self._until = now + min(by_s, CATCH_UP_S)
 
 
 def frame_bytes(start: bytes, *, tls: bool) -> int | None:

@@ -29,7 +29,7 @@ import httptools
 from gevent import monkey
 from gevent import socket as cooperative
 
-from loadgen.backlog import PEEK_BYTES, Backlog, frame_bytes
+from loadgen.backlog import AWAY_S, PEEK_BYTES, Backlog, frame_bytes
 from loadgen.errors import DecodeError, words_of
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.inflate import Inflater, inflater
@@ -338,7 +338,8 @@ class _Connection:
             self._watcher.stop()
             return False
         at, self._delay, now = self._arrival(ancillary, self.drained_at)
-        self._backlog.note(now, self._delay)
+        if self._delay is not None and self._delay > AWAY_S:
+            self._backlog.late(now, self._delay)
         if len(data) < size:
             self.drained_at = now
         # A frame with the stamp of the one before came in the same segment, as far as is known: the
