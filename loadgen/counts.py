@@ -52,6 +52,21 @@ class Counter(Protocol):
         """Count, and call ``then`` with the result."""
 
 
+class Inline:
+    """Counts while its caller waits: for a few requests off the clock."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def count(self, task: Task, then: Callable[[Counts], None]) -> None:
+        """Count, and call ``then`` with the result; a text it cannot take is left uncounted."""
+        try:
+            counts = count_tokens(self._tokenizer, task)
+        except Exception:  # noqa: BLE001  # the package raises nothing more special
+            counts = NOTHING
+        then(counts)
+
+
 def count_tokens(tokenizer: Tokenizer, task: Task) -> Counts:
     """The tokens of one request; takes as long as it takes."""
     prompt = tokenizer.count([task.prompt], special=True)[0] if task.prompt else None

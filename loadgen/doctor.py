@@ -95,7 +95,8 @@ def examine(settings: Settings, transport: Transport) -> Findings:
     """
     endpoint, models, because = _recognise(settings)
     endpoint = with_model(endpoint, models)
-    probe = Probe(transport, endpoint, probe_limits(settings.limits))
+    limits, tokenizer = probe_limits(settings.limits), settings.tokenizer
+    probe = Probe(transport, endpoint, limits, tokenizer=tokenizer)
     wanted = _wanted(endpoint)
     shape, wide = probe.settle(wanted)
     plain = whole = None

@@ -16,10 +16,12 @@ import orjson
 from collectors.records import RequestRecord
 from collectors.redact import redact_text
 from loadgen.client import Ask, Client, Endpoint, now
+from loadgen.counts import Inline
 from loadgen.exchange import Exchange, Limits, ResponseBody, Transport
 from loadgen.ladder import MAX_REQUESTS, REFUSED, Shape, step_down
 from loadgen.reply import error_message
 from loadgen.sse import SseDecoder
+from loadgen.tokenizer import Tokenizer
 
 PROBE_TOKENS = 24  # some APIs take no limit below 16
 MAX_WORDS = 300
@@ -95,6 +97,7 @@ class Probe:
 
     Args:
         fields: the user's own fields of the body, never left out.
+        tokenizer: counts tokens that the endpoint does not tell.
 
     Attributes:
         asked: requests so far.
@@ -108,6 +111,7 @@ class Probe:
         limits: Limits,
         *,
         fields: Mapping[str, Any] | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.asked = 0
         self.refused: list[Refused] = []
@@ -115,6 +119,7 @@ class Probe:
         self._endpoint = endpoint
         self._limits = limits
         self._fields = dict(fields or {})
+        self._counter = None if tokenizer is None else Inline(tokenizer)
         # New to any cache, and the same in each request: the second may find the first one's.
         self._prompt = f"[{secrets.token_hex(8)}] {_FILLER} Answer with the single word yes."
 
@@ -135,7 +140,8 @@ class Probe:
             scenario="probe",
             worker=secrets.token_hex(4),
             began_at=now(),
-            emit=lambda _: None,
+            emit=watch.keep,
+            counter=self._counter,
         )
         ask = Ask(
             task="probe",
@@ -144,8 +150,7 @@ class Probe:
             stream=stream,
             extra={**shape.fields(), **self._fields},
         )
-        record = client.ask(ask, now())
-        watch.sight.record = record
+        client.ask(ask, now())
         return watch.sight
 
     def settle(self, shape: Shape) -> tuple[Shape, Sight]:
@@ -190,6 +195,10 @@ class _Watch:
 
     def close(self) -> None:
         self._transport.close()
+
+    def keep(self, record: RequestRecord) -> None:
+        """Take the request's record, its tokens counted."""
+        self.sight.record = record
 
 
 class _WatchedBody:

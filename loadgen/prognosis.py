@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from collectors.records import RequestRecord, TokenSource
 from loadgen.doctor import COMPATIBLE_APIS, STREAMED_APIS, Findings
 from loadgen.ladder import CONTINUOUS
 from loadgen.probe import PROBE_TOKENS, Sight
@@ -79,11 +80,11 @@ def _tokens(f: Findings) -> Iterator[tuple[bool, str]]:
     record, dialect = f.record, f.endpoint.dialect
     if record.token_source is None and record.input_tokens is None:
         where = f"; {dialect.title} says it in {dialect.usage_in}" if f.because else ""
-        yield False, f"Tokens, tokens/s and cost by tokens: no usage came{where}."
+        what = "Tokens, tokens/s and cost by tokens"
+        yield False, f"{what}: no usage came{where}; with --tokenizer FILE {_countable(f)}."
     else:
-        places = joined(f.anatomy.usage_in) or "the answer"
         told = f"{count(record.input_tokens)} in, {count(record.output_tokens)} out"
-        yield True, f"Tokens: {told}, by usage in {places}."
+        yield True, f"Tokens: {told}, {_token_source(f)}."
     first, again = cached_tokens(f.wide), cached_tokens(f.plain)
     if first is None and again is None:
         hint = f"; {dialect.title} would say it in {dialect.cached_in}" if dialect.cached_in else ""
@@ -95,6 +96,24 @@ def _tokens(f: Findings) -> Iterator[tuple[bool, str]]:
         yield True, f"Cached input tokens: {told}; {verdict}."
     if record.reasoning_tokens is not None:
         yield True, "Reasoning tokens, apart from the answer's."
+
+
+def _token_source(f: Findings) -> str:
+    source = f.record.token_source
+    if source is TokenSource.TOKENIZER:
+        return "counted here from visible text, by the tokenizer given"
+    if source in (TokenSource.TOKEN_IDS, TokenSource.LOGPROBS):
+        return f"by {source.value.replace('_', ' ')}"
+    return f"by usage in {joined(f.anatomy.usage_in) or 'the answer'}"
+
+
+def _countable(f: Findings) -> str:
+    """What a tokenizer would add where the endpoint tells nothing."""
+    if f.endpoint.api == "embeddings":
+        return "a run counts the input itself"
+    if f.endpoint.api == "completions":
+        return "a run counts prompts and visible output itself"
+    return "a run counts visible output itself, but not the input, whose template it does not know"
 
 
 def _beside(f: Findings) -> Iterator[tuple[bool, str]]:
@@ -116,8 +135,7 @@ def _length(f: Findings) -> tuple[bool, str]:
     """Whether answers can be made as long as asked: taken is not yet obeyed."""
     fields = [name for name in ("ignore_eos", "min_tokens") if name in f.tried]
     kept = [name for name in fields if name in f.shape.extra]
-    long = f.wide.record.output_tokens if f.wide.record else None
-    short = f.record.output_tokens
+    long, short = _told_tokens(f.wide.record), _told_tokens(f.record)
     if not kept:
         why = "they are refused" if fields else "no field for it is known"
         return False, f"Answers of equal length: {why}."
@@ -129,6 +147,13 @@ def _length(f: Findings) -> tuple[bool, str]:
     if short < PROBE_TOKENS:
         return True, f"Answers of equal length: {words} work ({short} tokens without, {long} with)."
     return True, f"Answers of equal length: {words} taken; answers reach their limit without, too."
+
+
+def _told_tokens(record: RequestRecord | None) -> int | None:
+    """Output tokens as the server tells them: a count of our own is a little low."""
+    if record is None or record.token_source is TokenSource.TOKENIZER:
+        return None
+    return record.output_tokens
 
 
 def cached_tokens(sight: Sight | None) -> int | None:

@@ -14,7 +14,7 @@ from streamgauge.commands._reading import echo_json, format_option
 # What says where and as whom to ask; the rest of a run's options is about load.
 _ASKED = (
     *("--model", "--api", "--dialect", "--api-version", "--api-key-env", "--api-key-file"),
-    *("--header", "--timeout-total", "--transport", "--proxy"),
+    *("--header", "--tokenizer", "--timeout-total", "--transport", "--proxy"),
     *("--ca-file", "--client-cert", "--client-key", "--insecure"),
 )
 

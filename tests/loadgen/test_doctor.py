@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from loadgen.transports import make_transport
 from reference_server.byteserver import ByteServer, Play
 from reference_server.process import SimProcess
 from tests.loadgen.cases import block_delta, chunk, content, counts, finish, sse, typed
+from tests.loadgen.tokenizer_files import saved, word_tokenizer
 from tests.loadgen.vendors import (
     ANSWER,
     DONE,
@@ -130,7 +132,38 @@ def test_stream_options_refused() -> None:
     assert not findings.endpoint.dialect.include_usage
     assert [r.left_out for r in findings.refused] == [("stream_options",)]
     assert says(misses(findings), "Tokens, tokens/s and cost by tokens: no usage came")
+    assert says(misses(findings), "with --tokenizer FILE a run counts visible output itself, but")
     assert all("stream_options" not in body for body in asked[1:])
+
+
+def test_a_tokenizer_counts_what_is_not_told(tmp_path: Path) -> None:
+    """The findings say so, and judge nothing by it that takes the server's own count."""
+    path = saved(word_tokenizer(), tmp_path)
+    findings, _ = examined(
+        stream(ROLE, content("Hello "), content("world"), finish()), tokenizer=path
+    )
+
+    assert says(measures(findings), "Tokens: - in, 2 out, counted here from visible text")
+    assert says(misses(findings), "taken, but without usage nobody can tell")
+    assert document(findings)["tokens"]["source"] == "tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("api", "reply", "words"),
+    [
+        (
+            "completions",
+            stream(sse({"choices": [{"text": "a", "finish_reason": "stop"}]})),
+            "prompts",
+        ),
+        ("embeddings", page({"data": [{"embedding": [0.1]}]}), "the input itself"),
+    ],
+)
+def test_what_a_tokenizer_would_add_depends_on_the_api(api: str, reply: Play, words: str) -> None:
+    """A prompt is counted where it is sent as it is."""
+    findings, _ = examined(reply, api=api)
+
+    assert says(misses(findings), f"with --tokenizer FILE a run counts {words}")
 
 
 def test_max_completion_tokens_refused() -> None:
