@@ -151,6 +151,54 @@ def test_a_check_ends_with_its_code(db: Path, tmp_path: Path, text: str, code: i
     assert "ttft_from_sent p9" in ended.out
 
 
+@pytest.fixture(scope="module")
+def standings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same TTFTs of 100 ms three times: by a sound client, a late one and a starved one."""
+    path = tmp_path_factory.mktemp("standings") / "runs.db"
+    late = {"read_delay_s": 0.02, "coalesced_events": 1}
+    for number, (name, seen, client) in enumerate(
+        (
+            ("valid", {}, {}),
+            ("degraded", late, {}),
+            ("invalid", {}, {"run_queue_wait_ratio": 0.5}),
+        )
+    ):
+        records = [make_request(i, i / 5, **seen) for i in range(500)]
+        store_run(path, records, id=f"0run000000000{number:03}", name=name, client=client)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("run", "limit", "verdict", "code"),
+    [
+        ("valid", "115 ms", "held", 0),
+        ("valid", "85 ms", "broken", 1),
+        ("degraded", "115 ms", "inconclusive", 3),  # it may be off by 20 ms
+        ("degraded", "85 ms", "inconclusive", 3),
+        ("degraded", "130 ms", "held", 0),
+        ("degraded", "70 ms", "broken", 1),
+        ("invalid", "1 s", "invalid", 3),
+        ("invalid", "1 ms", "invalid", 3),
+    ],
+)
+def test_a_check_believes_a_run_as_far_as_it_can_be_believed(
+    standings: Path, tmp_path: Path, run: str, limit: str, verdict: str, code: int
+) -> None:
+    """A late client widens the bounds, a starved one proves nothing; the standing is told."""
+    sla = _sla(tmp_path, f"objectives:\n  ttft: p50 < {limit}\n")
+    ended = streamgauge("check", run, "--sla", sla, "--db", standings)
+    told = json.loads(
+        streamgauge("check", run, "--sla", sla, "--db", standings, "--format", "json").out
+    )
+
+    assert ended.code == code, ended
+    assert f"Verdict: {verdict} (exit code {code})" in ended.out
+    assert f"The run is {run}:" in ended.out
+    assert (told["verdict"], told["exit_code"]) == (verdict, code)
+    assert told["validity"]["verdict"] == run
+    assert bool(told["validity"]["reasons"]) is (run != "valid")
+
+
 def test_a_check_writes_for_a_ci_summary(db: Path, tmp_path: Path) -> None:
     """As Markdown, table and all."""
     sla = _sla(tmp_path, HELD)
