@@ -71,7 +71,7 @@ def command(
         words += ["-t", f"{duration_s:.0f}s"]
     if processes is not None and processes > 1:
         words += ["--processes", str(processes)]
-    calibration = None if no_calibrate else _calibrate(users)
+    calibration = None if no_calibrate else _calibrate(users, options["transport"])
     result = run_load(path, words, ProgressLine(duration_s=duration_s))
     if result.run_id is None:
         return 128 + result.signal if result.signal else result.exit_code or 4
@@ -84,8 +84,13 @@ def command(
     return code if result.kept and result.exit_code != 4 else 4
 
 
-def _calibrate(users: int) -> dict[str, Any] | None:
-    """Measure and tell this machine's own error; ``None`` where it could not be told."""
+def _calibrate(users: int, transport: str | None) -> dict[str, Any] | None:
+    """Measure and tell this machine's own error; ``None`` where it could not be told.
+
+    Args:
+        users: streams of the run to come.
+        transport: what it sends through; ``None`` for the default.
+    """
     from streamgauge.campaigns import calibrate
 
     fidelity = calibrate.measure_client(
@@ -93,6 +98,7 @@ def _calibrate(users: int) -> dict[str, Any] | None:
         duration_s=calibrate.CALIBRATION_S,
         ramp_s=1.0,
         source=calibrate.Source(tokens=25),  # many first tokens in a short time
+        options=() if transport is None else ("--transport", transport),
     )
     if fidelity is None:
         click.echo("This machine's own error could not be measured; the run goes on.", err=True)
