@@ -17,6 +17,7 @@ from collectors.redact import redact_text
 from loadgen.body import AnswerBody
 from loadgen.counts import Counter, Counts, Task, with_counts
 from loadgen.dialects import GENERIC, STANDARD_PATHS, Dialect, apply_dialect
+from loadgen.errors import OptionError
 from loadgen.exchange import End, Exchange, Limits, Transport
 from loadgen.fingerprint import Fingerprints
 from loadgen.flags import Length, asked_length, flags_of
@@ -178,19 +179,22 @@ class Client:
             due_at: when it was due, CLOCK_MONOTONIC seconds.
             is_cut: asked about what was thrown into the waiting greenlet: whether the scenario did
                 that, so that the request is cancelled; else it is unfinished.
+
+        Raises:
+            OptionError: the scenario asks for what cannot be sent; nothing became due.
         """
+        fields = self._fields(ask)
+        content = _rendered(ask, fields)
         seq, self._seq = self._seq, self._seq + 1
         request_id = f"{self._run_id}-{self._worker}-{seq}"
         head = b"%sX-Request-Id: %s\r\n" % (self._head, request_id.encode("latin-1", "replace"))
-        fields = self._fields(ask)
         length = asked_length(self._endpoint.api, fields)
         taken = self._fingerprints
         chain = None if taken is None else taken.answer()
         said = None if self._counter is None else Said()
         reply = make_reply(self._endpoint.api, length.choices, chain, said)
         body = AnswerBody(reply)
-        request = HttpRequest(self._endpoint.target, head, orjson.dumps(fields))
-        exchange = Exchange(request=request)
+        exchange = Exchange(request=HttpRequest(self._endpoint.target, head, content))
         opened = self.open[seq] = OpenAsk(ask, due_at, exchange, reply)
         try:
             self._transport.send(exchange, body, self._limits_of(ask))
@@ -357,6 +361,15 @@ def _token_limit(api: str, ask: Ask) -> int | None:
     if api == "embeddings":
         return None
     return _MESSAGES_LIMIT if api == "messages" and ask.max_tokens is None else ask.max_tokens
+
+
+def _rendered(ask: Ask, fields: Mapping[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(fields)
+    except orjson.JSONEncodeError as error:
+        raise OptionError(
+            f"Task {ask.task!r} asks with a field that is no JSON: {error}."
+        ) from None
 
 
 def now() -> float:

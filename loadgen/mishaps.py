@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import collectors
+from collectors.errors import CollectorsError
 from collectors.redact import redact_text
+from loadgen.errors import LoadgenError
 
 MAX_WORDS = 300
+_OURS = (Path(__file__).parent, *map(Path, collectors.__path__))
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
 class Kind(StrEnum):
@@ -108,6 +115,28 @@ def words_of(error: BaseException) -> str:
         return words
     where = frames[-1]
     return f"{words} in {where.name}, {Path(where.filename).name}:{where.lineno}"
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an exception is a fault of ours: raised by our code, and no sentence for the user.
+
+    Libraries are skipped: what matters is who called them last.
+    """
+    if isinstance(error, (LoadgenError, CollectorsError)):
+        return False
+    for path in reversed(list(_files(error.__traceback__))):
+        if any(path.is_relative_to(home) for home in _OURS):
+            return True
+        is_library = any(path.is_relative_to(home) for home in _LIBRARIES)
+        if path.is_absolute() and not is_library:  # C extensions name files that are nowhere
+            return False
+    return False
+
+
+def _files(trace: TracebackType | None) -> Iterator[Path]:
+    while trace is not None:
+        yield Path(trace.tb_frame.f_code.co_filename)
+        trace = trace.tb_next
 
 
 class SwallowedExceptions(logging.Handler):

@@ -51,7 +51,7 @@ from loadgen.dialects import from_spec
 from loadgen.errors import LoadgenError, OptionError
 from loadgen.keeper import PROGRESS_FD, RunKeeper
 from loadgen.live import LiveFigures
-from loadgen.mishaps import Kind, Mishaps, SwallowedExceptions
+from loadgen.mishaps import Kind, Mishaps, SwallowedExceptions, is_ours
 from loadgen.options import OPTIONS, Settings, add_to_argparse, public_config, read_settings
 from loadgen.preflight import look
 from loadgen.prompts import prompts_hash
@@ -147,6 +147,7 @@ class LocustPlugin:
         self._environment = environment
         self._rows = StatsRows(environment)
         SwallowedExceptions(self._mishaps).listen()
+        self._hear_of_lost_greenlets()
         options = environment.parsed_options
         # Only now: Locust calls the latest listener first, and the runner, which has one of its own
         # that stops everything, has just been made.
@@ -345,14 +346,32 @@ class LocustPlugin:
 
     @_ours
     def on_user_error(self, exception: Exception, **_: Any) -> None:
-        """A task raised; Locust logs it and the user goes on."""
-        self._mishaps.note(Kind.TASK, exception)
+        """A task raised, or we did in it; Locust logs it and the user goes on."""
+        if is_ours(exception):
+            self.fail(exception)
+        else:
+            self._mishaps.note(Kind.TASK, exception)
 
     @_ours
     def on_spawning_complete(self, user_count: int, **_: Any) -> None:
         """All users asked for are there, at first or after the number was edited."""
         if self._keeper is not None:
             self._keeper.users_are(user_count)
+
+    def _hear_of_lost_greenlets(self) -> None:
+        """What ends a greenlet of ours, or a callback of ours in gevent's hub, is a failure too.
+
+        Gevent prints it and goes on; its hub is made to have this method replaced.
+        """
+        hub = gevent.get_hub()
+        show = hub.handle_error
+
+        def handle_error(context: Any, kind: Any, value: Any, trace: Any) -> None:
+            show(context, kind, value, trace)
+            if isinstance(value, Exception) and is_ours(value):
+                self.fail(value)
+
+        hub.handle_error = handle_error
 
     def fail(self, error: BaseException) -> None:
         """Something of ours raised where nobody waits for it: say so, now and in the run."""

@@ -127,7 +127,6 @@ class LoadSession:
             counter=self._counter,
         )
         self._greenlets = [gevent.spawn(self._health.run), gevent.spawn(self._flush_regularly)]
-        self._greenlets[0].link_exception(lambda health: on_failure(health.exception))
 
     def next_user_phase_s(self) -> float:
         """When, within the ramp, the next user starts: evenly spread, never all in one instant."""

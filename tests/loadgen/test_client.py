@@ -10,6 +10,7 @@ import pytest
 from collectors.records import Outcome, RequestRecord
 from loadgen.client import Ask
 from loadgen.dialects import DIALECTS
+from loadgen.errors import OptionError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.fingerprint import Fingerprints
 from tests.loadgen.cases import CASES
@@ -389,3 +390,14 @@ def test_no_secret_in_the_words_of_a_record(secret: str) -> None:
     assert detail is not None
     assert len(detail) == 500
     assert secret[:6] not in detail
+
+
+def test_what_cannot_be_sent_is_the_scenarios_fault_and_takes_no_number() -> None:
+    """A field that is no JSON is one sentence naming the task; the next request is number 0."""
+    records: list[RequestRecord] = []
+    client = make_client(Deaf(end=End.RESET, **SENT), records)
+    with pytest.raises(OptionError, match=r"Task 'sum' asks with a field that is no JSON: .*set"):
+        client.ask(Ask(task="sum", prompt="hi", extra={"stop": {"a", "b"}}), DUE_AT)
+    assert client.asked == 0
+    client.ask(Ask(task="sum", prompt="hi"), DUE_AT)
+    assert [r.seq for r in records] == [0]

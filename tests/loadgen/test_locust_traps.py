@@ -320,6 +320,38 @@ def test_what_fails_in_us_is_told_and_makes_the_run_invalid(
         assert store.count(found.id) == 8
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["client.judge_exchange", "body.AnswerBody.data"])
+def test_a_fault_of_ours_in_a_task_or_in_gevents_hub_is_ours(name: str, tmp_path: Path) -> None:
+    """Neither the scenario is blamed, whose task it ended, nor the server, whose answer it lost."""
+    module = name.partition(".")[0]
+    text = f"""
+        from loadgen import {module}
+        from loadgen.users import StreamUser
+        from locust import task
+
+        {name} = None
+
+        class Asker(StreamUser):
+            @task
+            def chat(self):
+                self.ask("chat")
+    """
+    db = tmp_path / "runs.db"
+    with SimProcess("--metronome", "--ttft", "5ms", "--itl", "1ms") as server:
+        options = ["-u", "1", "--requests", "2", "--no-preflight", "--model", "m"]
+        done = run(
+            server.url,
+            db,
+            *[*options, "--timeout-first", "1s", "--think-time", "0"],
+            scenario=scenario(tmp_path, text),
+        )
+    told = only_run(db).client["mishaps"]
+    assert done.returncode == 4, done.stderr
+    assert set(told) == {"own_errors"}
+    assert told["own_errors"]["count"] == 2
+
+
 def test_a_run_that_cannot_begin_for_a_fault_of_ours_ends_with_4(tmp_path: Path) -> None:
     """No users without a recorder, and never exit code 1, which would blame the server."""
     with SimProcess("--metronome") as server:

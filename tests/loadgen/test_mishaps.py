@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from locust.event import EventHook
 
-from loadgen.mishaps import MAX_WORDS, Kind, Mishaps, SwallowedExceptions, sentences, words_of
+from loadgen.live import count_values
+from loadgen.mishaps import (
+    MAX_WORDS,
+    Kind,
+    Mishaps,
+    SwallowedExceptions,
+    is_ours,
+    sentences,
+    words_of,
+)
+from loadgen.target import parse_target
 
 KEY = "sk-canary-0123456789"
 
@@ -84,6 +95,24 @@ def test_words_are_one_line_and_not_a_book() -> None:
     assert len(words) < MAX_WORDS + 60
     assert words.startswith("ValueError: a b xxx")
     assert words_of(KeyError("never raised")) == "KeyError: 'never raised'"
+
+
+def test_whose_fault_it_is_is_told_by_who_raised() -> None:
+    """Ours where our code or a library it called raised; not a scenario, nor where we say no."""
+    found: list[BaseException] = []
+
+    def catch(action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 whatever it is
+            found.append(error)
+
+    catch(lambda: count_values("no numbers"))  # type: ignore[arg-type] raised in numpy, called by us
+    catch(lambda: parse_target("ftp://x"))  # a sentence for the user
+    catch(lambda: json.loads("{"))  # a library, called by the scenario
+    found.append(caught())
+    found.append(KeyError("never raised"))
+    assert [is_ours(error) for error in found] == [True, False, False, False, False]
 
 
 def test_a_listener_that_raises_is_heard(heard: Mishaps) -> None:
