@@ -2,8 +2,8 @@
 
 It must agree with :mod:`loadgen.wire` on every fact but when. Rules kept here:
 
-- Its instants are the clock's, taken when a read returned: a busy process reads late, and then says
-  so nowhere but in its loop lag. For a measurement ``wire`` is the better one.
+- Its instants are the kernel's, as ``wire``'s are, but the instant of sending includes the engine's
+  own work, and a token costs several times as much. For a measurement ``wire`` is the better one.
 - No pool: each connection has an engine of its own and carries one request at a time, over HTTP/2
   too. There the engine lets one reader serve all streams in turn, and a token would seem as late as
   its neighbours are; and to leave a request early is to leave its connection, which servers notice.
@@ -30,6 +30,7 @@ from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.inflate import inflater
 from loadgen.sockets import Line, Stream, TlsError
+from loadgen.stamps import KernelStamps
 from loadgen.target import HttpRequest, Target
 from loadgen.wire import END_GRACE_S, MAX_IDLE_S
 
@@ -51,12 +52,12 @@ class HttpxTransport:
         self._proxy = proxy
         self._idle: dict[Target, list[_Lane]] = defaultdict(list)
         self._busy: dict[_Lane, _Call] = {}
-        self._heard = False
+        self.stamps = KernelStamps()
 
     @property
     def stamp(self) -> str | None:
-        """Always the clock's, once something came."""
-        return "clock" if self._heard else None
+        """Where its instants came from so far; see :class:`loadgen.stamps.StampCounts`."""
+        return self.stamps.counts.kind
 
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Send and follow the response to its end; see :class:`loadgen.exchange.Transport`."""
@@ -78,6 +79,7 @@ class HttpxTransport:
         for lane in [lane for idle in self._idle.values() for lane in idle] + list(self._busy):
             lane.pool.close()
         self._idle.clear()
+        self.stamps.close()
 
     def _follow(self, lane: _Lane, exchange: Exchange, body: ResponseBody, limits: Limits) -> bool:
         """One try on one connection; True where that was stale and a fresh try is due."""
@@ -86,7 +88,6 @@ class HttpxTransport:
             call.run()
         finally:
             del self._busy[lane]
-            self._heard = self._heard or call.heard
             if call.whole and lane.reusable:
                 lane.idle_since = time.monotonic()
                 self._idle[exchange.request.target].append(lane)
@@ -104,14 +105,16 @@ class HttpxTransport:
         return self._new_lane()
 
     def _new_lane(self) -> _Lane:
-        return _Lane(self._tls, self._proxy)
+        return _Lane(self._tls, self._proxy, self.stamps)
 
 
 class _Lane:
     """One connection at a time, opened anew by the engine where it has gone while idle."""
 
-    def __init__(self, tls: ssl.SSLContext, proxy: httpcore.Proxy | None) -> None:
-        self.line = Line()
+    def __init__(
+        self, tls: ssl.SSLContext, proxy: httpcore.Proxy | None, stamps: KernelStamps
+    ) -> None:
+        self.line = Line(stamps)
         self.idle_since = 0.0
         self.pool = httpcore.ConnectionPool(
             ssl_context=tls,
@@ -158,12 +161,12 @@ class _Call:
         self._timer: Any = None
         self._connect_began: float | None = None
         self._sent = False
-        self._reads_before = 0
+        self._arrivals_before = 0
         self._answered = False  # the body has all it needs
 
     @property
     def heard(self) -> bool:
-        return self._sent and self._lane.stream.reads > self._reads_before
+        return self._sent and self._lane.stream.arrivals > self._arrivals_before
 
     def run(self) -> None:
         """Send and follow; whatever the network does is in the exchange afterwards."""
@@ -195,7 +198,7 @@ class _Call:
         finally:
             response.close()
         if self._exchange.done_at is None:
-            self._exchange.done_at = self._lane.stream.read_at
+            self._exchange.done_at = self._lane.stream.at
         self.finish(End.COMPLETE)
 
     def _request(self, request: HttpRequest) -> httpcore.Request:
@@ -232,7 +235,7 @@ class _Call:
             elif self._sent:
                 exchange.retries += 1  # HTTP/2: the server said that it did not look at the first
             self._sent = True
-            self._reads_before = self._lane.stream.reads
+            self._arrivals_before = self._lane.stream.arrivals
             self._arm(self._limits.next_look_s(exchange, self._body))
 
     def _read(self, response: httpcore.Response) -> None:
@@ -244,13 +247,13 @@ class _Call:
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in response.headers
         }
-        exchange.head_at = stream.read_at
+        exchange.head_at = stream.at
         inflate = inflater(exchange.headers.get("content-encoding"))
         body.head(response.status, exchange.headers)
         for chunk in response.iter_stream():
             for piece in inflate.pieces(chunk) if inflate else (chunk,):
-                if body.data(piece, stream.read_at, stream.reads, None):
-                    self._answer_is_whole(stream.read_at)
+                if body.data(piece, stream.at, stream.arrivals, stream.delay_s):
+                    self._answer_is_whole(stream.at)
 
     def _answer_is_whole(self, at: float) -> None:
         """All the body needs has come; what may follow is waited for only briefly."""

@@ -466,7 +466,7 @@ def test_n22_extra_bytes_after_body(transport: Transport, extra: bytes, pause_ms
 
 
 def test_n23_slow_reader(transport: Transport) -> None:
-    """While the loop stood still ten events came: one read, flagged; the kernel knows how late."""
+    """While the loop stood still ten events came: stamped apart, or flagged; and it says how late."""
     writes = ((0, R), *((100 + 10 * n, C("aa")) for n in range(10)), (800, F() + U(7, 10) + D))
     with ByteServer(chunked(writes)) as server:
         exchange, answer = prepare(server.url)
@@ -477,12 +477,11 @@ def test_n23_slow_reader(transport: Transport) -> None:
     reply = answer.reply
 
     assert judged(exchange, answer).outcome is Outcome.OK
-    assert (reply.n_answer, reply.coalesced) == (10, 9)
-    if isinstance(transport, WireTransport):
-        assert reply.first_read_delay is not None
-        assert reply.first_read_delay > 0.05
-    else:
-        assert reply.first_read_delay is None  # the clock cannot tell
+    assert reply.n_answer == 10
+    assert reply.coalesced == list(reply.gaps_s).count(0.0)  # as far as the kernel joined them
+    assert sum(reply.gaps_s) < 0.2
+    assert reply.first_read_delay is not None
+    assert reply.first_read_delay > 0.05
 
 
 @pytest.mark.needs("openssl")
