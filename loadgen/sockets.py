@@ -1,8 +1,8 @@
 """Sockets for httpx's engine that wait on gevent's hub, whether or not Python was patched.
 
 A :class:`Line` opens them; what it opened last tells when its last bytes came, and how often any
-did. Reads are sized to one frame each (see :mod:`loadgen.backlog`): this engine is not for speed, and so
-each event has its own stamp however late it is read.
+did. Reads are sized to one frame each (see :mod:`loadgen.backlog`): this engine is not for speed,
+and so each event has its own stamp however late it is read.
 """
 
 from __future__ import annotations
