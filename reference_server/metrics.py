@@ -137,7 +137,9 @@ class Metrics:
             enable_prefix_caching="False",
         )
         self.cache_config.value = 1.0
-        self.preemptions = counter("num_preemptions", "Preemptions; this engine never does.")
+        self.preemptions = counter(
+            "num_preemptions", "Sequences that had to give up their place in the KV cache."
+        )
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.finished = counter(

@@ -79,7 +79,7 @@ class Runner:
     def __init__(self, engine: Engine, metrics: Metrics) -> None:
         self._timeline = Timeline(engine)
         self._metrics = metrics
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str | int, Answer] = {}
         self._numbers = count()
         self._woken = asyncio.Event()
 
@@ -110,7 +110,7 @@ class Runner:
         """
         # Numbered, since a client may use its own id twice.
         sequence = Sequence(
-            id=str(next(self._numbers)),
+            id=next(self._numbers),
             prompt_tokens=ask.prompt_tokens,
             output_tokens=output_tokens,
         )
@@ -149,15 +149,19 @@ class Runner:
     def _deliver(self, tick: Tick) -> None:
         step = tick.step
         for admitted in step.admitted:
-            if admitted in self._answers:
-                self._answers[admitted].admitted_at = tick.began_at
+            answer = self._answers.get(admitted)
+            if answer is not None and answer.admitted_at is None:  # else it was preempted
+                answer.admitted_at = tick.began_at
         for emitted in step.tokens:
             answer = self._answers.get(emitted.id)
             if answer is not None:
                 self._hand_over(answer, emitted, tick.ended_at)
-        self._metrics.prompt_tokens.add(step.prefill_tokens)
-        self._metrics.generation_tokens.add(len(step.tokens))
-        self._metrics.step_tokens.observe(step.prefill_tokens + len(step.tokens))
+        generated = sum(emitted.tokens for emitted in step.tokens)
+        metrics = self._metrics
+        metrics.prompt_tokens.add(step.prefill_tokens)
+        metrics.generation_tokens.add(generated)
+        metrics.step_tokens.observe(step.prefill_tokens + generated)
+        metrics.preemptions.add(len(step.preempted))
 
     def _hand_over(self, answer: Answer, emitted: Emitted, at: float) -> None:
         if answer.last_at is None:

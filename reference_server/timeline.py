@@ -62,7 +62,7 @@ class Timeline:
             self._begin(max(at, self._free_at))
         return taken
 
-    def leave(self, sequence_id: str) -> None:
+    def leave(self, sequence_id: str | int) -> None:
         """A sequence is no longer wanted."""
         self.engine.abort(sequence_id)
 

@@ -1,11 +1,25 @@
-"""The engine of the simulator: continuous batching, without I/O and without a clock."""
+"""The engine of the simulator: how a server batches, and what that takes.
 
-from reference_server.engine.scheduler import (
-    Emitted,
-    Engine,
-    EngineConfig,
-    Sequence,
-    Step,
-)
+Pure: sequences in, steps out, no I/O, no clock. `scheduler.py` decides who computes what in each
+step, `kvcache.py` and `batch.py` keep count of blocks and tokens, `cost.py` says what a step takes
+on which machine (`hardware.py`, `models.py`, `machine.py`), `fit.py` fits that to a measured run.
+`fleet.py` runs many engines in virtual time.
+"""
 
-__all__ = ["Emitted", "Engine", "EngineConfig", "Sequence", "Step"]
+from reference_server.engine.config import EngineConfig, Preemption, Speculation
+from reference_server.engine.cost import LinearCost, RooflineCost
+from reference_server.engine.scheduler import Engine
+from reference_server.engine.sequence import Emitted, Sequence, Span, Step
+
+__all__ = [
+    "Emitted",
+    "Engine",
+    "EngineConfig",
+    "LinearCost",
+    "Preemption",
+    "RooflineCost",
+    "Sequence",
+    "Span",
+    "Speculation",
+    "Step",
+]

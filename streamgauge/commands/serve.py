@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import click
 from click.core import ParameterSource
 
-from reference_server.engine import EngineConfig
+from reference_server.engine import EngineConfig, LinearCost
 from reference_server.process import READY
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +52,7 @@ class _Setting(NamedTuple):
 
 
 _ENGINE = EngineConfig()
+_COST = LinearCost()
 _COUNT = click.IntRange(1)
 _METRONOME_SETTINGS = (
     _Setting("--ttft", "ttft_s", Duration(), 0.050, "read to first token."),
@@ -79,16 +80,18 @@ _ENGINE_SETTINGS = (
              "tokens computed in one step at most."),
     _Setting("--kv-cache-tokens", "kv_cache_tokens", _COUNT, _ENGINE.kv_cache_tokens,
              "tokens the KV cache holds."),
-    _Setting("--prefill-base", "prefill_base_s", Duration(), _ENGINE.prefill_base_s,
+)  # fmt: skip
+_COST_SETTINGS = (
+    _Setting("--prefill-base", "prefill_base_s", Duration(), _COST.prefill_base_s,
              "cost of a step that computes prompt tokens."),
-    _Setting("--prefill-per-token", "prefill_per_token_s", Duration(), _ENGINE.prefill_per_token_s,
+    _Setting("--prefill-per-token", "prefill_per_token_s", Duration(), _COST.prefill_per_token_s,
              "cost of each prompt token."),
-    _Setting("--decode-base", "decode_base_s", Duration(), _ENGINE.decode_base_s,
+    _Setting("--decode-base", "decode_base_s", Duration(), _COST.decode_base_s,
              "cost of a step that generates tokens."),
     _Setting("--decode-per-sequence", "decode_per_sequence_s", Duration(),
-             _ENGINE.decode_per_sequence_s, "cost of each sequence that gets one."),
+             _COST.decode_per_sequence_s, "cost of each sequence that gets one."),
     _Setting("--decode-per-kv-token", "decode_per_kv_token_s", Duration(),
-             _ENGINE.decode_per_kv_token_s, "cost of each token in the KV cache those look at."),
+             _COST.decode_per_kv_token_s, "cost of each token in the KV cache those look at."),
 )  # fmt: skip
 _SIMULATOR_SETTINGS = (
     _Setting("--max-model-len", "max_model_len", _COUNT, 8192, "prompt and answer together."),
@@ -149,6 +152,7 @@ def command() -> None:
 @_settings("Metronome", _METRONOME_SETTINGS)
 @_settings("Simulator", _SIMULATOR_SETTINGS)
 @_settings("Engine", _ENGINE_SETTINGS)
+@_settings("Engine", _COST_SETTINGS)
 @click.option("--end-with-parent", is_flag=True, hidden=True)
 @click.pass_context
 def sim(
@@ -236,7 +240,10 @@ def _simulate(
     settings = SimulatorSettings(
         model=model,
         api_key=_api_key(chosen.pop("api_key_env")),
-        engine=EngineConfig(**_chosen(options, _ENGINE_SETTINGS)),
+        engine=EngineConfig(
+            **_chosen(options, _ENGINE_SETTINGS),
+            cost=LinearCost(**_chosen(options, _COST_SETTINGS)),
+        ),
         **chosen,
     )
     serve_simulator(listener, Simulator(settings, log), say_ready)
@@ -259,7 +266,8 @@ def _api_key(variable: str | None) -> str | None:
 
 def _refuse_options_without_effect(ctx: click.Context, *, metronome: bool) -> None:
     """An option that would do nothing is a misunderstanding, so it is said."""
-    idle = (*_SIMULATOR_SETTINGS, *_ENGINE_SETTINGS) if metronome else _METRONOME_SETTINGS
+    simulator = (*_SIMULATOR_SETTINGS, *_ENGINE_SETTINGS, *_COST_SETTINGS)
+    idle = simulator if metronome else _METRONOME_SETTINGS
     for setting in idle:
         if ctx.get_parameter_source(setting.field) == ParameterSource.COMMANDLINE:
             verb = "has no effect with" if metronome else "needs"

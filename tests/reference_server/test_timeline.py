@@ -6,24 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_server.engine import Engine, EngineConfig, Sequence
+from reference_server.engine import Engine, EngineConfig, LinearCost, Sequence
 from reference_server.timeline import Timeline
 
-CONFIG = EngineConfig(
-    max_num_seqs=2,
+COST = LinearCost(
     prefill_base_s=1.0,
     prefill_per_token_s=0.0,
     decode_base_s=2.0,
     decode_per_sequence_s=0.0,
     decode_per_kv_token_s=0.0,
 )
+CONFIG = EngineConfig(max_num_seqs=2, cost=COST)
 
 
 def sequence(name: str, output: int) -> Sequence:
     return Sequence(id=name, prompt_tokens=1, output_tokens=output)
 
 
-def instants(timeline: Timeline, now: float) -> list[tuple[float, list[str]]]:
+def instants(timeline: Timeline, now: float) -> list[tuple[float, list[str | int]]]:
     return [(t.ended_at, [e.id for e in t.step.tokens]) for t in timeline.advance(now)]
 
 
