@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from loadgen.errors import DecodeError
 
-MAX_RATIO = 200
+MAX_RATIO = 100
 """A body may unpack to as many times its size, once it is larger than ``FREE_BYTES``."""
 
 FREE_BYTES = 20 * 1024 * 1024  # more than one event may hold, which has an error of its own

@@ -109,7 +109,7 @@ class _SocketStream(Stream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         if time.time() - self._loop.now() > FAIR_S:  # wall clock, as of the loop's latest turn
-            gevent.sleep(0)
+            gevent.sleep(1e-6)  # 0 would come back without a turn of the loop
         try:
             size = min(self._next_frame_bytes() or max_bytes, max_bytes)
             data, stamp, _, _ = self._sock.recvmsg(size, ANCILLARY_BYTES)
