@@ -19,6 +19,7 @@ from __future__ import annotations
 from loadgen.errors import DecodeError
 
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+LINE_BYTES = 64  # what a line takes in memory beside its data
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -143,20 +144,20 @@ class SseDecoder:
             value = value[1:]
         if field == b"data":
             self._data.append(value)
-            self._hold(len(value) + 1)
+            self._hold(len(value) + LINE_BYTES)
         elif field == b"event":
             self._name = value
         elif field == b"error":  # older llama.cpp puts its error into a field of that name
             self._name = b"error"
             self._data.append(value)
-            self._hold(len(value) + 1)
+            self._hold(len(value) + LINE_BYTES)
         elif not field:
             self.comments += 1
 
     def _dispatch(self, events: list[SseEvent]) -> None:
         if self._data:
             events.append((self._name, b"\n".join(self._data)))
-            self._size -= sum(map(len, self._data)) + len(self._data)
+            self._size -= sum(map(len, self._data)) + LINE_BYTES * len(self._data)
             self._data = []
         self._name = b""
 

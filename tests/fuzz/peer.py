@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +22,9 @@ _READ_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The answer to one request: pieces, each a write of its own, and what follows."""
+    """The answer to one request: its pieces, perhaps without end, and what follows."""
 
-    pieces: tuple[bytes, ...]
+    pieces: Iterable[bytes]
     then: Then = Then.KEEP
 
 
@@ -43,7 +43,12 @@ class Peer:
         self._listener.bind(("127.0.0.1", 0))
         self._listener.listen(64)
         self.target = Target("127.0.0.1", self._listener.getsockname()[1], False, "")
-        gevent.spawn(self._accept)
+        self._greenlets = [gevent.spawn(self._accept)]
+
+    def close(self) -> None:
+        """Leave every connection."""
+        gevent.killall(self._greenlets)
+        self._listener.close()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -67,7 +72,8 @@ class Peer:
     def _accept(self) -> None:
         while True:
             sock, _ = self._listener.accept()
-            gevent.spawn(self._serve, sock)
+            self._greenlets = [g for g in self._greenlets if not g.dead]
+            self._greenlets.append(gevent.spawn(self._serve, sock))
 
     def _serve(self, sock: Any) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

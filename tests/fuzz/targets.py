@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -25,7 +25,7 @@ from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
 from loadgen.httpx_transport import HttpxTransport
 from loadgen.inflate import Inflater
-from loadgen.sse import SseDecoder, SseEvent
+from loadgen.sse import LINE_BYTES, SseDecoder, SseEvent
 from loadgen.wire import WireTransport
 from reference_server.byteserver import Then
 from reference_server.rawhttp import LAST_CHUNK, chunk
@@ -93,7 +93,7 @@ def decoded(pieces: Sequence[bytes], limit: int = 1 << 20) -> list[SseEvent]:
     stream, events = SseDecoder(limit), list[SseEvent]()
     for piece in pieces:
         events += stream.feed(piece)
-        held = len(stream._tail) + sum(len(d) + 1 for d in stream._data)
+        held = len(stream._tail) + sum(len(d) + LINE_BYTES for d in stream._data)
         assert 0 <= held == stream._size <= limit
     return events + stream.finish()
 
@@ -134,7 +134,7 @@ def answer(data: bytes) -> Reading:
 class _Handed:
     """A transport that hands the pieces of a body over, each as one read."""
 
-    def __init__(self, pieces: Sequence[bytes], status: int, kind: str) -> None:
+    def __init__(self, pieces: Iterable[bytes], status: int, kind: str) -> None:
         self._pieces = pieces
         self._status = status
         self._headers = {"content-type": kind}
