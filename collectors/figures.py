@@ -64,7 +64,6 @@ _MISSING = {  # flag, and what it takes from our own
         " shorter answers than meant."
     ),
 }
-_HELD_S = 2.0  # how long a sample of a load process holds, without the next one
 _LESS = 0.95  # users at work over users asked, below which the load was lighter than asked
 
 
@@ -230,7 +229,7 @@ def measure(
     client = _client(run, requests)
     gpus = _gpus(run, samples, window)
     output_rate = rates.output_tokens()
-    users = _held_mean(samples, "client_users", window)
+    users = _mean_growth(samples, "client_user_seconds_total", window)
     answered = window.ok + window.failed + window.unfinished
     return Figures(
         window=window,
@@ -520,25 +519,23 @@ def _mean_of(samples: Sequence[Sample], name: str, window: Window) -> float | No
     return sum(values) / len(values) if values else None
 
 
-def _held_mean(samples: Sequence[Sample], name: str, window: Window) -> float | None:
-    """Mean over the window of a level that several sources add to.
+def _mean_growth(samples: Sequence[Sample], name: str, window: Window) -> float | None:
+    """How fast counters grew over the window, those of all sources together.
 
-    Each sample holds until its source's next one, and for two seconds at most: a source that is
-    lost adds nothing from then on. The time before any source's first sample is left out.
+    They began at 0 with the run; between two samples they are taken to grow evenly. One whose
+    source is lost does not grow any more.
     """
     by_source: dict[str, list[Sample]] = {}
     for sample in sorted(s for s in samples if s.name == name):
         by_source.setdefault(sample.source, []).append(sample)
-    began = min((own[0].at_s for own in by_source.values()), default=window.end_s)
-    start_s = max(window.start_s, began)
-    if start_s >= window.end_s:
+    if not by_source or not window.length_s:
         return None
-    held = 0.0
+    grown = 0.0
     for own in by_source.values():
-        for sample, until_s in zip(own, [*(s.at_s for s in own[1:]), np.inf], strict=True):
-            end_s = min(until_s, sample.at_s + _HELD_S, window.end_s)
-            held += sample.value * max(0.0, end_s - max(sample.at_s, start_s))
-    return held / (window.end_s - start_s)
+        at_s, values = [0.0, *(s.at_s for s in own)], [0.0, *(s.value for s in own)]
+        start, end = np.interp((window.start_s, window.end_s), at_s, values)
+        grown += float(end - start)
+    return grown / window.length_s
 
 
 def _counted(samples: Sequence[Sample], name: str, window: Window) -> float | None:

@@ -65,9 +65,6 @@ class RunInfo:
 class LoadSession:
     """Asks on behalf of this process's users, and hands batches of records to ``deliver``.
 
-    Attributes:
-        users: how many are at work, asking or thinking.
-
     Args:
         settings: the options of this process, model included.
         info: the run.
@@ -98,7 +95,9 @@ class LoadSession:
         self.prompts = PromptMaker(info.seed, worker)
         self.random = random.Random(f"{info.seed}/{worker}/pauses")
         self.stopping = False
-        self.users = 0
+        self._users = 0  # at work, asking or thinking
+        self._user_s = 0.0  # what they were at work until the last one came or went
+        self._users_since = now()
         self._worker = worker
         self._began_at = began_at
         self._deliver = deliver
@@ -132,6 +131,16 @@ class LoadSession:
         """When, within the ramp, the next user starts: evenly spread, never all in one instant."""
         self._phase = (self._phase + GOLDEN) % 1.0
         return self._phase * self.info.ramp_s
+
+    def note_user(self, change: int) -> None:
+        """A user came to work (1) or went (-1)."""
+        self._user_s = self._user_seconds()
+        self._users_since = now()
+        self._users += change
+
+    def _user_seconds(self) -> float:
+        """How long users have been at work so far, all of them together."""
+        return self._user_s + self._users * (now() - self._users_since)
 
     def may_ask(self) -> bool:
         """Whether one more request may become due."""
@@ -229,7 +238,7 @@ class LoadSession:
             "client_loop_lag_seconds": self._health.take_recent_max_s(),
             "client_cpu_seconds_total": health.cpu_s,
             "client_open_requests": len(self._client.open),
-            "client_users": self.users,
+            "client_user_seconds_total": self._user_seconds(),
         }
         return [Sample(at_s, source, name, float(value)) for name, value in values.items()]
 

@@ -48,7 +48,7 @@ class StreamUser(User):
         if self._session is None:
             return  # the run was refused; the first task ends this user without a traceback
         self._at_work = True
-        self._session.users += 1
+        self._session.note_user(1)
         phase_s = self._session.next_user_phase_s()
         self._due_at = now() + phase_s
         gevent.sleep(phase_s)
@@ -57,7 +57,7 @@ class StreamUser(User):
         """This user is at work no more."""
         if self._session is not None and self._at_work:
             self._at_work = False
-            self._session.users -= 1
+            self._session.note_user(-1)
 
     def wait_time(self) -> float:
         """Seconds of thought before the next request, which is due right after them."""

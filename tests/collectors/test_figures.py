@@ -386,40 +386,48 @@ def test_tokens_counted_by_a_tokenizer_are_told() -> None:
 # -- the load ----------------------------------------------------------------------------------
 
 
-def _users(*samples: tuple[float, str, float]) -> list[Sample]:
-    return [Sample(at, f"worker:{name}", "client_users", value) for at, name, value in samples]
-
-
-def _every_second(name: str, value: float, until: int) -> list[Sample]:
-    return _users(*((float(at), name, value) for at in range(until)))
+def _at_work(name: str, users: float, *, begins: int = 0, ends: int = 101) -> list[Sample]:
+    """A sample a second of how long a process's users have been at work."""
+    return [
+        Sample(float(at), f"worker:{name}", "client_user_seconds_total", users * (at - begins))
+        for at in range(begins, ends)
+    ]
 
 
 @pytest.mark.parametrize(
     ("samples", "expected"),
     [
-        (_every_second("w0", 4.0, 100), 4.0),
-        (_every_second("w0", 1.0, 100) + _every_second("w1", 3.0, 100), 4.0),
-        (_every_second("w0", 2.0, 100) + _every_second("w1", 2.0, 50), 2 + 2 * 51 / 100),
-        (_users((98.0, "w0", 1.0), (99.0, "w0", 3.0)), 2.0),  # nothing is known of the time before
-        (_users((99.0, "w0", 1.0)) + _every_second("w1", 3.0, 100), 3.01),
+        (_at_work("w0", 4.0), 4.0),
+        (_at_work("w0", 1.0) + _at_work("w1", 3.0), 4.0),
+        (_at_work("w0", 2.0) + _at_work("w1", 2.0, ends=51), 3.0),
+        (_at_work("w0", 2.0) + _at_work("w1", 2.0, begins=50), 3.0),
+        (_at_work("w0", 4.0)[::40], 4.0 * 80 / 100),  # unseen after the last sample
         ([], None),
-        (_users((100.0, "w0", 4.0)), None),
     ],
-    ids=["one", "two", "one is lost", "late", "one is late", "none", "none inside"],
+    ids=["one", "two", "one is lost", "one is late", "few samples", "none"],
 )
 def test_users_at_work_are_summed_over_processes_and_averaged_over_time(
     samples: list[Sample], expected: float | None
 ) -> None:
-    """A sample holds until the next one, and for two seconds at most."""
+    """From the time they were at work, however seldom that was sampled."""
     figures = measure(make_run(), make_table(_steady()), samples)
 
     assert figures.users == (None if expected is None else pytest.approx(expected))
 
 
+def test_users_at_work_are_those_in_the_window() -> None:
+    """Two who came at 20 s make 1 on average from 0 to 40 s, and 2 from there on."""
+    samples = _at_work("w0", 2.0, begins=20)
+    whole = measure(make_run(stopped_at_s=40.0), make_table(_steady(40)), samples)
+    later = measure(make_run(warmup_s=40.0), make_table(_steady()), samples)
+
+    assert (whole.users, later.users) == (pytest.approx(1.0), pytest.approx(2.0))
+
+
 @pytest.mark.parametrize(("users", "is_told"), [(4.0, False), (3.9, False), (3.0, True)])
 def test_fewer_users_than_asked_are_told(users: float, is_told: bool) -> None:
     """The load was lighter than asked for."""
-    figures = measure(make_run(), make_table(_steady()), _every_second("w0", users, 100))
+    figures = measure(make_run(), make_table(_steady()), _at_work("w0", users))
 
     assert (f"Only {users:.1f} of 4 users were at work on average." in figures.warnings) is is_told
 

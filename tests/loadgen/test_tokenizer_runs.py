@@ -41,7 +41,8 @@ def test_a_run_counts_what_the_server_does_not_tell(metronome: str, tmp_path: Pa
     assert {r.finish_reasons for r in records} == {("length",)}
     assert {r.output_tokens for r in records} == {r.asked_output_tokens for r in records} == {9}
     assert figures.tokens.source == "tokenizer"
-    assert figures.users == pytest.approx(2, abs=0.1)
+    assert figures.users is not None
+    assert 1 < figures.users <= 2  # the second comes when Locust gets round to it
     assert found.config["tokenizer"]["file"] == "tokenizer.json"
     assert found.client["tokenizer"]["counted"] == len(records)
     assert found.client["tokenizer"]["given_up"] == 0

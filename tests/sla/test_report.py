@@ -201,7 +201,9 @@ def test_the_report_tells_the_run() -> None:
 
 def test_the_load_asked_for_stands_beside_the_load_that_was() -> None:
     """Users asked, users at work, requests in flight; requests asked and due; absent is null."""
-    samples = [Sample(at, "worker:local", "client_users", 3.0) for at in range(100)]
+    samples = [
+        Sample(at, "worker:local", "client_user_seconds_total", 3.0 * at) for at in range(101)
+    ]
     run = make_run(config={"requests": 120})
     load = build_report(run, make_table(_requests()), samples)["load"]
 
