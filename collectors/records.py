@@ -40,6 +40,9 @@ NOT_FAILED = frozenset({Outcome.OK, Outcome.UNFINISHED, Outcome.NOT_SENT, Outcom
 
 FAILED = frozenset(Outcome) - NOT_FAILED
 
+FIRST_COALESCED = "first_coalesced"
+"""Flag: the first token shares its stamp with a later one, and may have come before it."""
+
 
 class TokenSource(StrEnum):
     """Where a record's token counts come from, best first."""

@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 
 from collectors.estimates import FeltSample
-from collectors.records import Outcome
+from collectors.records import FIRST_COALESCED, Outcome
 from collectors.runs import Run
 from collectors.stats import percentile
 from collectors.table import Floats, RequestTable
@@ -74,22 +74,22 @@ def possible_error_s(run: Run, requests: RequestTable) -> float | None:
     It is the p99 of (read - arrival) over coalesced or clock-stamped first tokens, plus the p99 of
     the wait for a CPU.
 
-    A first token with a kernel stamp that came alone has no such error. One without a stamp was
-    read up to a loop lag late; ``None`` where not even the client's loop lag is known.
+    A first token with a kernel stamp of its own has no such error. One without any stamp was read
+    up to a loop lag late, and one that shares its stamp with later ones may have waited as long;
+    ``None`` where not even the client's loop lag is known.
     """
     if run.simulated:
         return 0.0
     queue_s = float(run.client.get("run_queue_wait_p99_s") or 0.0)
+    lag_s = run.client.get("loop_lag_p99_s")
     delays_s = requests.read_delay_s
     has_token = ~np.isnan(requests.first_token_at_s)
     unstamped = has_token & np.isnan(delays_s)
-    coalesced = has_token & ~np.isnan(delays_s) & (requests.coalesced_events > 0)
-    loop_lag_s = run.client.get("loop_lag_p99_s")
-    if unstamped.any() and loop_lag_s is None:
+    shared = np.fromiter((FIRST_COALESCED in flags for flags in requests.flags), np.bool_)
+    if unstamped.any() and lag_s is None:
         return None
-    late_s: Floats = delays_s[coalesced]
-    if unstamped.any():
-        late_s = np.concatenate((late_s, np.full(int(unstamped.sum()), float(loop_lag_s or 0.0))))
+    late_s: Floats = delays_s[has_token & (unstamped | shared)]
+    late_s = np.fmax(late_s, float(lag_s or 0.0))  # of NaN and a number, the number
     return queue_s + (percentile(np.sort(late_s), 0.99) if len(late_s) else 0.0)
 
 

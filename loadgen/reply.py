@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from collectors.records import OutputEvents, TokenSource
+from collectors.records import FIRST_COALESCED, OutputEvents, TokenSource
 from loadgen.fingerprint import AnswerChain
 from loadgen.said import Ear, Listener, Said
 from loadgen.server_cost import cost_usd
@@ -52,6 +52,7 @@ class Reply(ABC):
         first_silent_at: the first event without output: a role, news, usage.
         gaps_s: seconds between consecutive output events.
         coalesced: output events that shared a read with the output event before them.
+        first_coalesced: the second one did, so that the first may have come earlier than it seems.
         bad_json: events that were no JSON.
     """
 
@@ -72,6 +73,7 @@ class Reply(ABC):
         "done",
         "error",
         "first_answer_at",
+        "first_coalesced",
         "first_event_tokens",
         "first_output_at",
         "first_read_delay",
@@ -108,6 +110,7 @@ class Reply(ABC):
         self.whole = False  # a JSON body instead of a stream
         self.bad_json = 0
         self.coalesced = 0
+        self.first_coalesced = False
         self.n_answer = self.n_reasoning = self.n_tool = self.n_hidden = 0
         self.first_output_at: float | None = None
         self.first_answer_at: float | None = None
@@ -201,7 +204,7 @@ class Reply(ABC):
         assert last_at is not None
         self.gaps_s.append(at - last_at)
         if read == self._last_read:
-            self.coalesced += 1
+            self._coalesce()
         self.last_output_at = at
         self._last_read = read
         self.n_answer += 1
@@ -216,7 +219,7 @@ class Reply(ABC):
         else:
             self.gaps_s.append(at - self.last_output_at)
             if read == self._last_read:
-                self.coalesced += 1
+                self._coalesce()
         self.last_output_at = at
         self._last_read = read
         if kinds & ANSWER:
@@ -229,6 +232,12 @@ class Reply(ABC):
             self.n_tool += 1
         else:
             self.n_hidden += 1
+
+    def _coalesce(self) -> None:
+        """The output event just now shared a read with the one before."""
+        self.coalesced += 1
+        if len(self.gaps_s) == 1:
+            self.first_coalesced = True
 
     def _silence(self, at: float) -> None:
         """An event that carried no output."""
@@ -326,6 +335,7 @@ class Reply(ABC):
         """Oddities beside the outcome."""
         for name, holds in (
             ("coalesced", self.coalesced > 0),
+            (FIRST_COALESCED, self.first_coalesced),
             ("no_done", not self.done and not self.whole),
             ("no_finish", self.done and not self.finished),
             ("bad_json", self.bad_json > 0),

@@ -9,6 +9,8 @@ from collectors.records import Outcome, RequestRecord
 from collectors.validity import Standing, Validity
 from tests.collectors.builders import make_request, make_run, make_table
 
+SHARED = ("coalesced", "first_coalesced")
+
 
 def _validity(
     records: list[RequestRecord], *, limit_s: float | None = None, **changes: object
@@ -40,10 +42,20 @@ def test_late_reads_of_coalesced_tokens_degrade(
     delay_s: float, limit_s: float | None, verdict: Standing
 ) -> None:
     """The p99 delay of coalesced first tokens may be 5 % of the limit, or of TTFT p50 without."""
-    found = _validity(_steady(read_delay_s=delay_s, coalesced_events=1), limit_s=limit_s)
+    found = _validity(_steady(read_delay_s=delay_s, flags=SHARED), limit_s=limit_s)
 
     assert found.possible_error_s == pytest.approx(delay_s)
     assert found.verdict is verdict
+
+
+def test_tokens_that_share_a_stamp_may_have_waited_for_a_loop_lag() -> None:
+    """The stamp is that of the last; how long the first lay there only the loop's lag can tell."""
+    client = {"stamp": "kernel", "loop_lag_p99_s": 0.02}
+    shared = _validity(_steady(read_delay_s=0.001, flags=SHARED), client=client)
+    later = _validity(_steady(read_delay_s=0.001, flags=("coalesced",)), client=client)
+
+    assert shared.possible_error_s == pytest.approx(0.02)
+    assert later.possible_error_s == 0.0
 
 
 def test_without_kernel_stamps_the_loop_lag_is_the_error() -> None:

@@ -48,7 +48,12 @@ _GZIP = 16 + zlib.MAX_WBITS
 _ASK = Ask(task="fuzz", prompt="p")
 _GOOD = Played((CHUNKED + chunk(ANSWER) + LAST_CHUNK,))
 _BRIEF, _PATIENT = Limits(total_s=0.05), Limits(total_s=5.0)
-_TIMED = {"coalesced", "early_head", "early_event"}  # flags that are about when bytes came
+_TIMED = {
+    "coalesced",
+    "first_coalesced",
+    "early_head",
+    "early_event",
+}  # flags that are about when bytes came
 _NO_HEAD = re.compile(r"[^!-~ ]")
 
 

@@ -227,7 +227,7 @@ CASES = (
         name="02-one-segment",
         writes=((300, R + C("aa") + C("bb") + F() + U(7, 2) + D),),
         ttft_ms=300,
-        flags=frozenset({"coalesced"}),
+        flags=frozenset({"coalesced", "first_coalesced"}),
     ),
     Case(
         name="03-split-json",

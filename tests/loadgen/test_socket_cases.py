@@ -215,7 +215,7 @@ def test_n09_gzip_at_end(transport: Transport) -> None:
         record = record_of(transport, server.url)
 
     assert (record.outcome, record.output_tokens) == (Outcome.OK, 2)
-    assert set(record.flags) - EARLY == {"coalesced", "encoded"}
+    assert set(record.flags) - EARLY == {"coalesced", "first_coalesced", "encoded"}
     assert record.first_token_at_s == record.last_token_at_s == record.done_at_s
 
 
@@ -466,7 +466,7 @@ def test_n22_extra_bytes_after_body(transport: Transport, extra: bytes, pause_ms
 
 
 def test_n23_slow_reader(transport: Transport) -> None:
-    """While the loop stood still ten events came: stamped apart, or flagged; and it says how late."""
+    """While the loop stood still ten events came: stamped apart or flagged, and told how late."""
     writes = ((0, R), *((100 + 10 * n, C("aa")) for n in range(10)), (800, F() + U(7, 10) + D))
     with ByteServer(chunked(writes)) as server:
         exchange, answer = prepare(server.url)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from collectors.records import Outcome, RequestRecord
+from collectors.records import FIRST_COALESCED, Outcome, RequestRecord
 from collectors.runs import RunStatus
 from collectors.validity import Standing
 from sla.errors import JudgeError
@@ -152,7 +152,7 @@ def test_ttft_means_what_the_loop_makes_it(loop: str, name: str) -> None:
 
 def test_a_late_client_widens_the_bounds() -> None:
     """A possible error of 20 ms leaves a limit 15 ms away undecided, one 30 ms away held."""
-    late = {"read_delay_s": 0.02, "coalesced_events": 1}
+    late = {"read_delay_s": 0.02, "flags": (FIRST_COALESCED,)}
     records = _requests([0.1] * 500, **late)
     near = _row("ttft: p50 < 115 ms", records)
     far = _judge("objectives:\n  ttft: p50 < 130 ms", records)
@@ -168,7 +168,7 @@ def test_a_late_client_widens_goodput() -> None:
     """Requests within the error of a per-request limit may or may not have been good."""
     text = "per_request:\n  ttft: < 110 ms\nobjectives:\n  goodput_ratio: at least 90 %"
     exact = _judge(text, _requests([0.1] * 500)).rows[0]
-    late = _judge(text, _requests([0.1] * 500, read_delay_s=0.02, coalesced_events=1)).rows[0]
+    late = _judge(text, _requests([0.1] * 500, read_delay_s=0.02, flags=(FIRST_COALESCED,))).rows[0]
 
     assert exact.verdict is Verdict.HELD
     assert late.value == 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from collectors.records import Outcome
+from collectors.records import FIRST_COALESCED, Outcome
 from collectors.runs import RunStatus
 from tests.collectors.builders import make_request
 from tests.collectors.revision_0001 import make_0001, written_by_hand
@@ -155,7 +155,7 @@ def test_a_check_ends_with_its_code(db: Path, tmp_path: Path, text: str, code: i
 def standings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same TTFTs of 100 ms three times: by a sound client, a late one and a starved one."""
     path = tmp_path_factory.mktemp("standings") / "runs.db"
-    late = {"read_delay_s": 0.02, "coalesced_events": 1}
+    late = {"read_delay_s": 0.02, "flags": (FIRST_COALESCED,)}
     for number, (name, seen, client) in enumerate(
         (
             ("valid", {}, {}),
