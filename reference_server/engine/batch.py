@@ -13,8 +13,9 @@ own count begins at the step in which it first decodes.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, repeat
 from random import Random
 from typing import Protocol
 
@@ -35,6 +36,7 @@ class Run:
         made: tokens made before it last began to decode, that of its prompt's end included.
         goal: tokens to be in the cache before it can (again) decode.
         computed: of these, in the cache.
+        cached: of these, found there when it was last admitted.
         first_step: in which it first decodes; -1: it does not yet.
         path: tokens made by the end of each step from there on, where tokens are drafted.
         last_step: after so many steps of the engine it is finished.
@@ -51,6 +53,7 @@ class Run:
     made: int = 0
     goal: int = 0
     computed: int = 0
+    cached: int = 0
     first_step: int = -1
     path: list[int] = field(default_factory=list)
     last_step: int = -1
@@ -90,6 +93,10 @@ class Batch(Protocol):
 
     def read(self, steps: int) -> int:
         """Tokens attended to in the next so many steps, all together."""
+        ...
+
+    def reads(self, steps: int) -> Iterable[int]:
+        """The same, step by step."""
         ...
 
     def needed(self, step: int, steps: int) -> int:
@@ -141,6 +148,12 @@ class Steady:
     def read(self, steps: int) -> int:
         """See `Batch`."""
         return steps * self.kv_tokens + self.size * (steps * (steps - 1) // 2)
+
+    def reads(self, steps: int) -> Iterable[int]:
+        """See `Batch`."""
+        if not self.size:
+            return repeat(0, steps)
+        return range(self.kv_tokens, self.kv_tokens + steps * self.size, self.size)
 
     def needed(self, step: int, steps: int) -> int:
         """See `Batch`."""
@@ -221,9 +234,14 @@ class Drafted:
 
     def read(self, steps: int) -> int:
         """See `Batch`."""
+        return sum(self.reads(steps))
+
+    def reads(self, steps: int) -> Iterable[int]:
+        """See `Batch`."""
+        if not steps:
+            return ()
         begin = self._now - self._base
-        each = accumulate(self._gains[begin : begin + steps - 1], initial=self.kv_tokens)
-        return sum(each) if steps else 0
+        return accumulate(self._gains[begin : begin + steps - 1], initial=self.kv_tokens)
 
     def needed(self, step: int, steps: int) -> int:
         """See `Batch`."""

@@ -155,16 +155,20 @@ class Engine:
         self._by_id[sequence.id] = [run]
         return True
 
-    def abort(self, sequence_id: str | int) -> bool:
-        """Forget a sequence, wherever it is; False if it is not there, which is no error."""
-        runs = self._by_id.pop(sequence_id, ())
+    def abort(self, sequence_id: str | int) -> list[Run]:
+        """Forget a sequence, wherever it is; empty if it is not there, which is no error.
+
+        Returns:
+            Its answers that were not complete.
+        """
+        runs = self._by_id.pop(sequence_id, [])
         for run in runs:
             if run.number < 0:
                 self._waiting.remove(run)
             else:
                 del self._running[run.number]
                 self._vacate(run)
-        return bool(runs)
+        return runs
 
     def step(self) -> Step:
         """Do one step; not when idle. What is submitted meanwhile takes part in the next one."""
@@ -207,6 +211,11 @@ class Engine:
         """Femtoseconds that so many steps take, which must be alike."""
         base_fs, per_kv_token_fs = self._line(self._batch.size)
         return base_fs * steps + per_kv_token_fs * self._batch.read(steps)
+
+    def each_takes(self, steps: int) -> list[int]:
+        """Femtoseconds that each of so many steps takes, which must be alike."""
+        base_fs, per_kv_token_fs = self._line(self._batch.size)
+        return [base_fs + per_kv_token_fs * kv_tokens for kv_tokens in self._batch.reads(steps)]
 
     def begun(self, within_fs: int, most: int) -> int:
         """How many of the next steps, all alike, have begun after so long: at least one."""
@@ -321,6 +330,7 @@ class Engine:
         self._number(run)
         self._kv.hold(run.holding, self._text(run, run.made), found, fresh)
         cached = min(found.blocks * self.config.block_tokens, run.goal - 1)
+        run.cached = cached
         run.computed = max(cached, run.swapped)
         plan.swapped += run.computed - cached
         run.swapped = 0
