@@ -92,6 +92,20 @@ class Line(NamedTuple):
         return self.base_s + self.per_kv_token_s * kv_tokens
 
 
+class Bound(NamedTuple):
+    """Seconds that computing and reading would take at the data sheet's full rates.
+
+    They go on at the same time, so that a step takes the longer of the two.
+    """
+
+    compute_s: float
+    reading_s: float
+
+    def takes(self, compute_ratio: float, bandwidth_ratio: float) -> float:
+        """Seconds, where those shares of the rates are reached."""
+        return max(self.compute_s / compute_ratio, self.reading_s / bandwidth_ratio)
+
+
 class StepCost(Protocol):
     """What the engine asks a model of cost."""
 
@@ -293,70 +307,79 @@ class RooflineCost:
         return 1 - self.pruned_ratio
 
     @cached_property
-    def _flops(self) -> float:
-        """Operations a second on the layers' matrices, all GPUs together."""
-        return self.quantization.flops(self.device) * self.gpus * self.compute_ratio
+    def _layer_flops_per_s(self) -> float:
+        """Operations a second on the layers' matrices by the data sheet, all GPUs together."""
+        return self.quantization.flops(self.device) * self.gpus
 
     @cached_property
-    def _flops_16(self) -> float:
-        return self.device.flops_16 * self.gpus * self.compute_ratio
+    def _flops_per_s(self) -> float:
+        """The same on 16-bit numbers."""
+        return self.device.flops_16 * self.gpus
 
     @cached_property
-    def _bytes_per_s(self) -> float:
-        """Bytes a second of one GPU's memory."""
-        return self.device.memory_bytes_per_s * self.bandwidth_ratio
+    def _weights_per_s(self) -> float:
+        """Bytes a second of weights, which are split over all GPUs, by the data sheet."""
+        return self.device.memory_bytes_per_s * self.gpus
 
     def line(self, decodes: int, prompts: Prompts = NO_PROMPTS, drafts: int = 0) -> Line:
         """See `StepCost`."""
-        verified = decodes * (1 + drafts)
-        tokens = verified + prompts.tokens
         base_s = self.overhead_s + self.per_sequence_s * (decodes + prompts.parts)
-        base_s += self.layers_s(tokens)
-        base_s += self.head_s(verified + prompts.parts)
-        base_s += self.attention_s(prompts)
-        if self.gpus > 1:
-            base_s += self.exchange_s(tokens)
-        if drafts and decodes:
-            base_s += drafts * self.draft_s(decodes)
-        return Line(base_s, self.kv_bytes_per_token / self._bytes_per_s)
+        for bound in self.bounds(decodes, prompts, drafts):
+            base_s += bound.takes(self.compute_ratio, self.bandwidth_ratio)
+        base_s += self.exchange_s(decodes * (1 + drafts) + prompts.tokens)
+        return Line(base_s, self.kv_token_s / self.bandwidth_ratio)
+
+    def bounds(self, decodes: int, prompts: Prompts, drafts: int) -> tuple[Bound, ...]:
+        """The parts of a step that take what computing or reading takes, whichever is longer."""
+        verified = decodes * (1 + drafts)
+        return (
+            self.layers(verified + prompts.tokens),
+            self.head(verified + prompts.parts),
+            self.attention(prompts),
+            self.drafting(decodes, drafts),
+        )
 
     def swap_s(self, tokens: int) -> float:
         """See `StepCost`; each GPU moves its own part over its own bus."""
         return self.kv_bytes_per_token * tokens / self.device.bus_bytes_per_s
 
-    def layers_s(self, tokens: int) -> float:
+    def layers(self, tokens: int) -> Bound:
         """The layers' matrices, for so many tokens."""
-        return max(
-            self.layer_flops(tokens) / self._flops, self._reading_s(self.layer_bytes(tokens))
-        )
+        flops = 2.0 * self._kept * self.model.active_parameters * tokens
+        read = self.layer_bytes(tokens)
+        return Bound(flops / self._layer_flops_per_s, read / self._weights_per_s)
 
-    def head_s(self, sampled: int) -> float:
+    def head(self, sampled: int) -> Bound:
         """The output head, for so many tokens."""
         weights = self.model.head_parameters
-        return max(2.0 * weights * sampled / self._flops_16, self._reading_s(2.0 * weights))
+        flops = 2.0 * weights * sampled
+        return Bound(flops / self._flops_per_s, 2.0 * weights / self._weights_per_s)
 
-    def attention_s(self, prompts: Prompts) -> float:
-        """Attention of prompts."""
-        flops = self.attention_flops(prompts)
-        reading_s = self.kv_bytes_per_token * prompts.context / self._bytes_per_s
-        return max(flops / self._flops_16, reading_s)
+    def attention(self, prompts: Prompts) -> Bound:
+        """Attention of prompts: scores and sums, two operations a head, its width and a pair."""
+        model = self.model
+        flops = 4.0 * model.layers * model.heads * model.head_dim * prompts.pairs
+        return Bound(flops / self._flops_per_s, self.kv_token_s * prompts.context)
+
+    def drafting(self, decodes: int, drafts: int) -> Bound:
+        """Drafting so many tokens, one after the other, for each of so many sequences."""
+        if self.draft is None or not decodes:
+            return Bound(0.0, 0.0)
+        flops = 2.0 * self.draft.parameters * decodes * drafts
+        return Bound(flops / self._flops_per_s, self.draft_bytes * drafts / self._weights_per_s)
 
     def exchange_s(self, tokens: int) -> float:
         """Adding up between GPUs, twice a layer."""
+        if self.gpus == 1:
+            return 0.0
         moved = 2 * (self.gpus - 1) / self.gpus * 2 * self.model.hidden * tokens
         once_s = self.link_latency_s + moved / self.device.link_bytes_per_s
         return 2 * self.model.layers * once_s
 
-    def draft_s(self, decodes: int) -> float:
-        """Drafting one token for each of so many sequences."""
-        if self.draft is None:
-            return 0.0
-        flops = 2.0 * self.draft.parameters * decodes
-        return max(flops / self._flops_16, self._reading_s(self.draft_bytes))
-
-    def layer_flops(self, tokens: int) -> float:
-        """Operations of the layers' matrices."""
-        return 2.0 * self._kept * self.model.active_parameters * tokens
+    @cached_property
+    def kv_token_s(self) -> float:
+        """Reading the KV cache of one token, by the data sheet."""
+        return self.kv_bytes_per_token / self.device.memory_bytes_per_s
 
     def layer_bytes(self, tokens: int) -> float:
         """Bytes of the layers' weights that so many tokens need."""
@@ -365,12 +388,3 @@ class RooflineCost:
         experts = model.experts * model.expert_parameters * (1 - missed)
         weights = model.shared_parameters + experts
         return self._kept * weights * self.quantization.weight_bits / 8
-
-    def attention_flops(self, prompts: Prompts) -> float:
-        """Operations of attention: scores and sums, two each a head, its width and a pair."""
-        model = self.model
-        return 4.0 * model.layers * model.heads * model.head_dim * prompts.pairs
-
-    def _reading_s(self, weight_bytes: float) -> float:
-        """Reading weights that are split over all GPUs."""
-        return weight_bytes / (self.gpus * self._bytes_per_s)

@@ -86,7 +86,7 @@ def test_what_each_variant_makes_faster(change: dict[str, Any], faster: str) -> 
         "cache": (False, False),
     }[faster]
     # A prompt samples one token, whose head is read: a faster memory shows there a little.
-    computing_alone = there.layers_s(4096) < LLAMA.layers_s(4096)
+    computing_alone = there.layers(4096).compute_s < LLAMA.layers(4096).compute_s
     assert (decode, computing_alone) == expected
     assert cache == (faster == "cache" or "gpus" in change or "device" in change)
     assert prefill == computing_alone or "device" in change
@@ -97,8 +97,8 @@ def test_fp8_on_an_a100_saves_bytes_and_no_operations() -> None:
     a100 = replace(LLAMA, device=DEVICES["a100"])
     fp8 = replace(a100, quantization=QUANTIZATIONS["fp8"])
 
-    assert fp8.layers_s(1) == pytest.approx(a100.layers_s(1) / 2)
-    assert fp8.layers_s(8192) == a100.layers_s(8192)
+    assert fp8.layers(1).reading_s == pytest.approx(a100.layers(1).reading_s / 2)
+    assert fp8.layers(8192).compute_s == a100.layers(8192).compute_s
 
 
 def test_two_gpus_are_less_than_twice_as_fast() -> None:
