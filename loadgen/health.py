@@ -104,8 +104,13 @@ class LoopHealth:
         recent, self._recent_max_s = self._recent_max_s, 0.0
         return recent
 
+    @property
+    def cpu_s(self) -> float:
+        """Seconds on a core so far, as of the last probe."""
+        return self._last.cpu_s - self._usage.cpu_s
+
     def report(self) -> HealthReport:
-        """Health so far."""
+        """Health so far; some milliseconds of work."""
         usage, wall_s = read_usage(), self._clock() - self._began
         probes = self._lag_us.get_total_count()
         waited = None

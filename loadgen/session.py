@@ -232,11 +232,10 @@ class LoadSession:
         ]
 
     def _samples(self, at_s: float) -> list[Sample]:
-        health = self._health.report()
         source = f"worker:{self._worker}"
         values = {
             "client_loop_lag_seconds": self._health.take_recent_max_s(),
-            "client_cpu_seconds_total": health.cpu_s,
+            "client_cpu_seconds_total": self._health.cpu_s,
             "client_open_requests": len(self._client.open),
             "client_user_seconds_total": self._user_seconds(),
         }

@@ -165,5 +165,9 @@ def count(usage: Mapping[str, Any], *path: str) -> int | None:
 
 
 def _first(usage: Mapping[str, Any], paths: tuple[tuple[str, ...], ...]) -> int | None:
-    counts = (count(usage, *path) for path in paths)
-    return next((value for value in counts if value is not None), None)
+    for path in paths:
+        if path[0] in usage:  # most are not
+            value = count(usage, *path)
+            if value is not None:
+                return value
+    return None
