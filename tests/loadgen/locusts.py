@@ -25,7 +25,10 @@ PATIENCE_S = 40.0
 def start(
     host: str, db: Path, *options: str, scenario: str = SCENARIO, **popen: Any
 ) -> subprocess.Popen[str]:
-    """Plain Locust on the chat scenario."""
+    """Plain Locust on the chat scenario; where it forks, on a port that no other test uses."""
+    if "--processes" in options:
+        port = str(free_port())
+        options = (*options, "--master-bind-port", port, "--master-port", port)
     command = [sys.executable, "-m", "locust", "-f", scenario, "--host", host, "--db", str(db)]
     return subprocess.Popen(
         [*command, *options],
