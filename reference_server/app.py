@@ -1,53 +1,58 @@
 """The simulator: an ASGI application with an engine behind it, speaking vLLM's dialect.
 
-Routes as vLLM has them, and `/truth`. Answers are as long as asked for, the engine says when each
-token is due, and the truth log says when it was written. The role event goes out in one write with
-the first token, the usage and the end marker in one with the last.
+Routes as vLLM has them, and two of its own: `/truth` and `/faults`. Answers are as long as asked
+for, the engine says when each token is due, and the truth log says when it was written. The role
+event goes out in one write with the first token, the usage and the end marker in one with the last.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import json
+import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any
-from urllib.parse import parse_qsl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from reference_server.ask import (
     CHAT_PATH,
     COMPLETIONS_PATH,
+    RESPONSES_PATH,
+    Api,
     Ask,
     Limits,
-    prompt_text,
+    check_model,
     read_ask,
-    read_fields,
 )
-from reference_server.dialect import (
-    EVENT_STREAM,
-    FINGERPRINT,
-    Reply,
-    compact,
-    error_body,
-    models_body,
+from reference_server.call import Call, Receive, Scope, Send
+from reference_server.dialect import FINGERPRINT, Reply, compact, error_body, models_body, utf8
+from reference_server.embeddings import (
+    EMBEDDINGS_PATH,
+    embeddings_body,
+    read_embedding_ask,
 )
 from reference_server.engine import Engine, EngineConfig
 from reference_server.errors import RefusedError, SettingsError
+from reference_server.fields import bad, flag, missing, read_fields
+from reference_server.inject import REFUSALS, Fault, Mishap, Plan, read_mishap, read_plan
 from reference_server.metrics import CONTENT_TYPE, Metrics
+from reference_server.prompt import chat_prompt, one_prompt
+from reference_server.quirks import Quirk
+from reference_server.responses import ResponsesReply
 from reference_server.runner import AbandonedError, Answer, Runner
-from reference_server.text import answer_length, tokenize, words
+from reference_server.script import Script, Speech, seed_of_choice, write_script
+from reference_server.telling import BrokenOffError, Choice, Telling, send_body
+from reference_server.text import detokenize, token_strings
 from reference_server.truth import OpenTruth, TruthLog, TruthOutcome
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Handler = Callable[["Call"], Awaitable[None]]
 
-_JSON = "application/json"
+_OPEN_WHILE_STARTING = {"/truth", "/faults"}  # ours, not the server's that is simulated
+_LOGIN_PAGE = b"<!doctype html><title>Log in</title><h1>Please log in</h1>\n"
+_GATEWAY_PAGE = b"<!doctype html><title>Error</title><h1>Internal server error</h1>\n"
+_ID_PREFIXES = {Api.CHAT: "chatcmpl-", Api.COMPLETIONS: "cmpl-", Api.RESPONSES: "resp_"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,13 @@ class SimulatorSettings:
         max_model_len: prompt and answer together, in tokens.
         api_key: asked for by all that begins with /v1; None: nothing is.
         eos_probability: chance that an answer ends of itself after each token; 0: it never does.
+        max_choices: answers to one request (``n``).
+        admission_limit: requests under way at once; one more is refused with 429. None: any number.
+        startup_s: until then after the start all is answered with 503, as if a model were loaded.
+        stream_interval: tokens an event, after the first; a request can ask for more.
+        prompt_tokens_details: usage tells the cached tokens, as far as the engine knows them.
+        quirks: how it differs from vLLM.
+        faults: which requests it fails, and how.
         engine: the machine that is simulated.
     """
 
@@ -66,6 +78,13 @@ class SimulatorSettings:
     max_model_len: int = 8192
     api_key: str | None = field(default=None, repr=False)
     eos_probability: float = 0.0
+    max_choices: int = 128
+    admission_limit: int | None = None
+    startup_s: float = 0.0
+    stream_interval: int = 1
+    prompt_tokens_details: bool = False
+    quirks: frozenset[Quirk] = frozenset()
+    faults: Plan = field(default_factory=Plan)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -80,70 +99,6 @@ class SimulatorSettings:
             )
 
 
-class Call:
-    """One HTTP request and the way to answer it."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.query: list[tuple[str, str]] = parse_qsl(scope["query_string"].decode("latin-1"))
-        self.headers = {name.decode("latin-1"): v.decode("latin-1") for name, v in scope["headers"]}
-        self.receive = receive
-        self._send = send
-        # Filled by the protocol (serve.py) as the request comes in, so not to be read before: when
-        # its last byte was read, and the transport. Other ASGI servers leave it empty, and then
-        # the instant is a little late.
-        self._state: dict[str, Any] = scope.get("state", {})
-
-    @property
-    def _transport(self) -> asyncio.WriteTransport | None:
-        return self._state.get("transport")
-
-    async def read(self) -> tuple[bytes, float]:
-        """The body, and the CLOCK_MONOTONIC instant at which its last byte was read.
-
-        Raises:
-            AbandonedError: the client left before its end.
-        """
-        body = bytearray()
-        while True:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise AbandonedError
-            body += message.get("body", b"")
-            if not message.get("more_body", False):
-                return bytes(body), self._state.get("read_at", time.monotonic())
-
-    async def begin(self, content_type: str, length: int | None = None, status: int = 200) -> None:
-        """Send status line and headers; without a length the body is chunked."""
-        headers = [(b"content-type", content_type.encode()), (b"vary", b"Origin")]
-        if length is not None:
-            headers.insert(0, (b"content-length", str(length).encode()))
-        await self._send({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def write(self, body: bytes, *, last: bool) -> float:
-        """Send (a part of) the body; the instant at which the write returned."""
-        await self._send({"type": "http.response.body", "body": body, "more_body": not last})
-        return time.monotonic()
-
-    async def reply(self, body: bytes, content_type: str = _JSON, status: int = 200) -> None:
-        """Send a whole answer."""
-        await self.begin(content_type, len(body), status)
-        await self.write(body, last=True)
-
-    async def hang_up(self) -> None:
-        """Break off the connection, and wait until it is; the client may have done so already."""
-        if self._transport is not None:
-            self._transport.abort()
-            while (await self.receive())["type"] != "http.disconnect":
-                pass
-
-    @property
-    def held_back(self) -> bool:
-        """The kernel has not taken all that was written, because the client reads too slowly."""
-        return self._transport is not None and self._transport.get_write_buffer_size() > 0
-
-
 class Simulator:
     """The application. `run` must run beside it on the same loop.
 
@@ -155,19 +110,31 @@ class Simulator:
     def __init__(self, settings: SimulatorSettings, log: TruthLog | None = None) -> None:
         self.settings = settings
         self.log = log if log is not None else TruthLog()
-        self._limits = Limits(model=settings.model, max_model_len=settings.max_model_len)
+        self.faults = settings.faults
+        self._limits = Limits(
+            model=settings.model,
+            max_model_len=settings.max_model_len,
+            max_choices=settings.max_choices,
+        )
         self._metrics = Metrics(settings.model, settings.engine.kv_cache_tokens)
         self._runner = Runner(Engine(settings.engine), self._metrics)
         self._started_at = int(time.time())
+        self._ready_at = time.monotonic() + settings.startup_s
+        self._under_way = 0
         self._routes: dict[str, dict[str, Handler]] = {
             CHAT_PATH: {"POST": self._complete},
             COMPLETIONS_PATH: {"POST": self._complete},
+            RESPONSES_PATH: {"POST": self._complete},
+            EMBEDDINGS_PATH: {"POST": self._embed},
             "/v1/models": {"GET": self._models},
             "/tokenize": {"POST": self._tokenize},
+            "/detokenize": {"POST": self._detokenize},
             "/health": {"GET": self._health},
+            "/ping": {"GET": self._health, "POST": self._health},
             "/version": {"GET": self._version},
             "/metrics": {"GET": self._page},
             "/truth": {"GET": self._truth, "DELETE": self._forget_truth},
+            "/faults": {"GET": self._show_faults, "POST": self._set_faults},
         }
 
     async def run(self) -> None:
@@ -186,11 +153,17 @@ class Simulator:
         try:
             await self._find(call)(call)
         except RefusedError as error:
-            await call.reply(error_body(error), status=error.status)
+            wait_s = error.retry_after_s
+            after = [] if wait_s is None else [(b"retry-after", b"%d" % math.ceil(wait_s))]
+            await call.reply(error_body(error), status=error.status, headers=after)
         except AbandonedError:
             await call.hang_up()
+        except BrokenOffError:
+            pass
 
     def _find(self, call: Call) -> Handler:
+        if call.path not in _OPEN_WHILE_STARTING and time.monotonic() < self._ready_at:
+            raise RefusedError(503, "The model is still loading.", "Service Unavailable")
         if call.path.startswith("/v1/") and not self._is_allowed(call):
             raise RefusedError(401, "Unauthorized", "")
         methods = self._routes.get(call.path)
@@ -209,32 +182,179 @@ class Simulator:
         return scheme.lower() == "bearer" and same
 
     async def _complete(self, call: Call) -> None:
-        """Answer a chat or a plain completion, streamed or not."""
+        """Answer a chat, a plain completion or a response, streamed or not."""
         body, read_at = await call.read()
         content_type = call.headers.get("content-type", "")
         ask = read_ask(call.path, content_type, body, self._limits)
-        eos = 0.0 if ask.ignore_eos else self.settings.eos_probability
-        length, finish_reason = answer_length(ask.seed, ask.max_tokens, ask.min_tokens, eos)
-        answer = self._runner.submit(ask, length, finish_reason, read_at)
+        truth = self._open_truth(call, read_at, streamed=ask.stream)
+        mishap = await self._befall(call, truth)
+        if mishap is not None and mishap.kind is Fault.JSON:
+            ask = replace(ask, stream=False, usage=False, running_usage=False)
+        quirks = self.settings.quirks
+        if mishap is not None and isinstance(mishap.kind, Quirk):
+            quirks |= {mishap.kind}
+        scripts = [self._script(ask, index) for index in range(ask.choices)]
+        answers = self._submit(((ask, script.length, _why(script)) for script in scripts), truth)
+        choices = [
+            Choice(*parts) for parts in zip(range(ask.choices), scripts, answers, strict=True)
+        ]
+        telling = Telling(
+            call,
+            self._reply(ask, truth.id, quirks),
+            choices,
+            truth,
+            quirks=quirks,
+            mishap=mishap,
+            stream_interval=max(ask.stream_interval, self.settings.stream_interval),
+        )
+        await self._see_through(
+            call, answers, truth, telling.stream if ask.stream else telling.whole
+        )
+
+    async def _embed(self, call: Call) -> None:
+        """Vectors, once the engine has computed each text."""
+        body, read_at = await call.read()
+        asked = read_embedding_ask(call.headers.get("content-type", ""), body, self._limits)
+        truth = self._open_truth(call, read_at, streamed=False)
+        mishap = await self._befall(call, truth)
+        truth.tokens = 0
+        answers = self._submit([(ask, 1, "stop") for ask in asked.asks()], truth)
+        reply = embeddings_body(asked, f"embd-{truth.id}", self.settings.model, int(time.time()))
+
+        async def tell() -> None:
+            due_at = 0.0
+            for answer in answers:
+                async for token in answer.tokens():
+                    due_at = max(due_at, token.due_at)
+            await send_body(call, reply, mishap, truth, due_at)
+
+        await self._see_through(call, answers, truth, tell)
+
+    def _open_truth(self, call: Call, read_at: float, *, streamed: bool) -> OpenTruth:
         request_id = call.headers.get("x-request-id") or uuid4().hex[:16]
-        truth = OpenTruth(request_id, read_at, streamed=ask.stream)
-        reply = Reply(
+        return OpenTruth(request_id, read_at, streamed=streamed)
+
+    async def _befall(self, call: Call, truth: OpenTruth) -> Mishap | None:
+        """What this request gets; what strikes before an answer begins is over when this returns.
+
+        Raises:
+            RefusedError: it is refused; its mishap, the admission limit, or a fault nobody knows.
+            BrokenOffError: its mishap was the whole answer.
+        """
+        limit = self.settings.admission_limit
+        if limit is not None and self._under_way >= limit:
+            raise RefusedError(
+                429,
+                f"Too many requests: {limit} are under way. Please try again later.",
+                "Too Many Requests",
+                retry_after_s=1,
+            )
+        asked = call.headers.get("x-fault")
+        try:
+            wanted = None if asked is None else read_mishap(asked)
+        except SettingsError as error:
+            raise bad(str(error), "X-Fault") from error
+        mishap = self.faults.draw(time.monotonic(), wanted)
+        if mishap is None:
+            return None
+        truth.fault = str(mishap)
+        if mishap.kind in REFUSALS:
+            self._file(truth, TruthOutcome.REFUSED)
+            await _refuse(call, mishap)
+        elif mishap.kind is Fault.SLOW_HEAD:
+            await asyncio.sleep(mishap.seconds)
+        elif mishap.kind in {Fault.DROP, Fault.EMPTY, Fault.HTML}:
+            self._file(truth, TruthOutcome.BROKEN)
+            if mishap.kind is Fault.DROP:
+                await call.hang_up()
+            else:
+                page = _LOGIN_PAGE if mishap.kind is Fault.HTML else b""
+                await call.reply(page, "text/html; charset=utf-8")
+            raise BrokenOffError
+        return mishap
+
+    def _script(self, ask: Ask, index: int) -> Script:
+        return write_script(
+            Speech(
+                seed=seed_of_choice(ask.seed, index),
+                max_tokens=ask.max_tokens,
+                min_tokens=ask.min_tokens,
+                eos_probability=0.0 if ask.ignore_eos else self.settings.eos_probability,
+                stop=ask.stop,
+                reasons=ask.reasons,
+                shows_reasoning=ask.shows_reasoning,
+                function=ask.function,
+            )
+        )
+
+    def _submit(self, wanted: Iterable[tuple[Ask, int, str]], truth: OpenTruth) -> list[Answer]:
+        """Hand sequences to the engine, each with its length and why it ends there.
+
+        Raises:
+            RefusedError: the queue has no room for all of them.
+        """
+        # A request that a fault has kept waiting reaches the engine only now.
+        read_at = truth.read_at if truth.fault is None else time.monotonic()
+        answers: list[Answer] = []
+        for ask, length, reason in wanted:
+            try:
+                answers.append(self._runner.submit(ask, length, reason, read_at))
+            except RefusedError:
+                self._abort(answers)
+                raise
+        return answers
+
+    def _abort(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            self._runner.abort(answer)
+
+    def _reply(self, ask: Ask, request_id: str, quirks: frozenset[Quirk]) -> Reply | ResponsesReply:
+        """In which words it is answered."""
+        reply_id, created = _ID_PREFIXES[ask.api] + request_id, int(time.time())
+        if ask.api is Api.RESPONSES:
+            return ResponsesReply(
+                id=reply_id,
+                model=self.settings.model,
+                created=created,
+                prompt_tokens=ask.prompt_tokens,
+                max_tokens=ask.max_tokens,
+                quirks=quirks,
+            )
+        return Reply(
             chat=ask.chat,
-            id=("chatcmpl-" if ask.chat else "cmpl-") + request_id,
+            id=reply_id,
             model=self.settings.model,
-            created=int(time.time()),
+            created=created,
             prompt_tokens=ask.prompt_tokens,
             usage=ask.usage,
             running_usage=ask.running_usage,
+            choices=ask.choices,
+            prompt_ids=ask.prompt.ids() if ask.token_ids else None,
+            logprobs=ask.logprobs,
+            quirks=quirks,
         )
-        watch = asyncio.create_task(_abandon_when_client_leaves(call, answer))
+
+    async def _see_through(
+        self,
+        call: Call,
+        answers: Sequence[Answer],
+        truth: OpenTruth,
+        tell: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Tell an answer to its end, or until nobody wants it, and note how it ended."""
+        watch = asyncio.create_task(_abandon_when_client_leaves(call, answers))
         outcome = TruthOutcome.CLIENT_LEFT
+        self._under_way += 1
         try:
-            await (_stream if ask.stream else _send_whole)(call, answer, ask, reply, truth)
+            await tell()
             outcome = TruthOutcome.FINISHED
+        except BrokenOffError:
+            outcome = TruthOutcome.BROKEN
+            raise
         finally:
+            self._under_way -= 1
             watch.cancel()
-            self._runner.abort(answer)
+            self._abort(answers)
             self._file(truth, outcome)
 
     def _file(self, truth: OpenTruth, outcome: TruthOutcome) -> None:
@@ -249,14 +369,27 @@ class Simulator:
     async def _tokenize(self, call: Call) -> None:
         body, _ = await call.read()
         fields = read_fields(call.headers.get("content-type", ""), body)
-        ids = tokenize(prompt_text(fields))
+        check_model(fields, self._limits)
+        given = fields.get("prompt")
+        prompt = chat_prompt(fields) if given is None else one_prompt(given, "prompt")
+        ids = prompt.ids()
+        strings = isinstance(given, str) and flag(fields, "return_token_strs")
         counted = {
             "count": len(ids),
             "max_model_len": self.settings.max_model_len,
             "tokens": ids,
-            "token_strs": None,
+            "token_strs": token_strings(given) if strings and isinstance(given, str) else None,
         }
-        await call.reply(compact(counted).encode())
+        await call.reply(utf8(compact(counted)))
+
+    async def _detokenize(self, call: Call) -> None:
+        body, _ = await call.read()
+        fields = read_fields(call.headers.get("content-type", ""), body)
+        check_model(fields, self._limits)
+        ids = fields.get("tokens")
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise missing("Input should be a valid list of integers", "tokens")
+        await call.reply(utf8(compact({"prompt": detokenize(ids)})))
 
     async def _health(self, call: Call) -> None:
         await call.reply(b"")
@@ -274,36 +407,51 @@ class Simulator:
         self.log.clear()
         await call.reply(b"{}")
 
+    async def _show_faults(self, call: Call) -> None:
+        await call.reply(compact(self.faults.to_fields()).encode())
 
-async def _stream(call: Call, answer: Answer, ask: Ask, reply: Reply, truth: OpenTruth) -> None:
-    """One event a token, each written when the engine has it."""
-    await call.begin(EVENT_STREAM)
-    texts = words(ask.seed)
-    before = reply.opening()
-    async for token in answer.tokens():
-        finish = answer.finish_reason if token.finished else None
-        event = before + reply.token(next(texts), token.so_far, finish)
-        if token.finished:
-            event += reply.closing(token.so_far)
-        before = b""
-        truth.scheduled_at.append(token.due_at)
-        truth.written_at.append(await call.write(event, last=token.finished))
-        truth.held_back += call.held_back
-
-
-async def _send_whole(call: Call, answer: Answer, ask: Ask, reply: Reply, truth: OpenTruth) -> None:
-    """One body, once the last token is there."""
-    async for token in answer.tokens():
-        if token.finished:
-            text = "".join(islice(words(ask.seed), token.so_far))
-            body = reply.whole(text, token.so_far, answer.finish_reason)
-            await call.begin(_JSON, len(body))
-            truth.tokens = token.so_far
-            truth.scheduled_at.append(token.due_at)
-            truth.written_at.append(await call.write(body, last=True))
+    async def _set_faults(self, call: Call) -> None:
+        """Take another plan, from this machine only; what is under way keeps its own."""
+        if not call.is_local:
+            raise RefusedError(403, "Faults are set from this machine only.", "Forbidden")
+        body, _ = await call.read()
+        try:
+            self.faults = read_plan(json.loads(body))
+        except ValueError as error:
+            raise bad("Expected JSON in the body.", "body") from error
+        except SettingsError as error:
+            raise bad(str(error), "faults") from error
+        await self._show_faults(call)
 
 
-async def _abandon_when_client_leaves(call: Call, answer: Answer) -> None:
+def _why(script: Script) -> str:
+    """Why an answer ends, in the engine's words, which knows no tools."""
+    return "length" if script.finish_reason == "length" else "stop"
+
+
+async def _refuse(call: Call, mishap: Mishap) -> None:
+    """Refuse a request because a fault wants it.
+
+    Raises:
+        RefusedError: with the fault's status.
+        BrokenOffError: the refusal is no JSON, and is sent.
+    """
+    assert isinstance(mishap.kind, Fault)
+    status = REFUSALS[mishap.kind]
+    if mishap.kind is Fault.SERVER_ERROR:
+        await call.reply(_GATEWAY_PAGE, "text/html; charset=utf-8", status)
+        raise BrokenOffError
+    kind = {429: "rate_limit_exceeded", 503: "Service Unavailable", 529: "overloaded_error"}[status]
+    raise RefusedError(
+        status,
+        "Too many requests; this fault was asked for.",
+        kind,
+        retry_after_s=mishap.seconds or 1.0,
+    )
+
+
+async def _abandon_when_client_leaves(call: Call, answers: Sequence[Answer]) -> None:
     while (await call.receive())["type"] != "http.disconnect":
         pass
-    answer.abandon()
+    for answer in answers:
+        answer.abandon()

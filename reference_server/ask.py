@@ -7,17 +7,36 @@ the caller gives answers a chance to end early.
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from reference_server.errors import RefusedError
-from reference_server.text import TOKENS_OF_OPENING, TOKENS_PER_MESSAGE, count_tokens
+from reference_server.fields import Fields, bad, flag, mapping, missing, read_fields, whole_number
+from reference_server.prompt import Prompt, chat_prompt, plain_prompt, text_of
+from reference_server.script import Function
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
+RESPONSES_PATH = "/v1/responses"
+
+MAX_LOGPROBS = 20  # vLLM's default
+
+
+class Api(StrEnum):
+    """In which API's words it is asked and answered."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    RESPONSES = "responses"
+
+
+API_OF_PATH = {
+    CHAT_PATH: Api.CHAT,
+    COMPLETIONS_PATH: Api.COMPLETIONS,
+    RESPONSES_PATH: Api.RESPONSES,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +47,13 @@ class Limits:
         model: the one model served; None accepts any name.
         max_model_len: prompt and answer together, in tokens; None: no limit.
         default_tokens: length of an answer whose request gives none.
+        max_choices: answers to one request.
     """
 
     model: str | None = None
     max_model_len: int | None = None
     default_tokens: int = 128
+    max_choices: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,31 +61,60 @@ class Ask:
     """One request for an answer, as the server understood it.
 
     Attributes:
+        chat: a chat completion; else a plain one, or a response.
         model: the name as the client gave it; None where it gave none.
+        usage: an event with usage closes the stream.
+        running_usage: every event carries the usage so far.
         max_tokens: length of the answer at most, at least 1.
         max_tokens_asked: the same as the client gave it; None where it gave none.
         min_tokens: the answer may not end before.
         seed: what the words of the answer follow from; the prompt's own, and the client's.
+        choices: how many answers.
+        stop: strings that end an answer; none is empty.
+        logprobs: so many alternatives are told beside each token; None: nothing is told.
+        token_ids: each event tells its tokens' ids, and the first those of the prompt.
+        reasons: the answer begins with reasoning.
+        shows_reasoning: and that is shown.
+        function: the tool it calls; None: it is text.
+        stream_interval: tokens an event, after the first one.
     """
 
-    chat: bool
+    api: Api
     model: str | None
     stream: bool
     usage: bool
     running_usage: bool
-    prompt_tokens: int
+    prompt: Prompt
     max_tokens: int
     max_tokens_asked: int | None
     min_tokens: int
     ignore_eos: bool
     seed: int
+    choices: int = 1
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    token_ids: bool = False
+    reasons: bool = False
+    shows_reasoning: bool = True
+    function: Function | None = None
+    stream_interval: int = 1
+
+    @property
+    def chat(self) -> bool:
+        """A chat completion."""
+        return self.api is Api.CHAT
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return self.prompt.tokens
 
 
 def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
     """Read and check the body of a request for an answer.
 
     Args:
-        path: ``CHAT_PATH`` or ``COMPLETIONS_PATH``.
+        path: ``CHAT_PATH``, ``COMPLETIONS_PATH`` or ``RESPONSES_PATH``.
         content_type: the header as sent, empty where there was none.
         body: the whole body.
         limits: what is allowed.
@@ -73,7 +123,47 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
         RefusedError: it cannot be answered; carries status and message.
     """
     fields = read_fields(content_type, body)
-    chat = path == CHAT_PATH
+    api = API_OF_PATH[path]
+    model = check_model(fields, limits)
+    if api is Api.RESPONSES:
+        fields = _as_chat(fields)
+    plain = api is Api.COMPLETIONS
+    prompt = plain_prompt(fields) if plain else chat_prompt(fields)
+    stream = flag(fields, "stream")
+    usage, running = _usage(fields, stream=stream)
+    asked, max_tokens = _answer_length(fields, prompt.tokens, limits)
+    reasons = not plain and _reasons(fields)
+    return Ask(
+        api=api,
+        model=model,
+        stream=stream,
+        usage=usage,
+        running_usage=running,
+        prompt=prompt,
+        max_tokens=max_tokens,
+        max_tokens_asked=asked,
+        min_tokens=_min_tokens(fields, max_tokens),
+        ignore_eos=flag(fields, "ignore_eos"),
+        seed=zlib.crc32(
+            prompt.seed.to_bytes(4, "big"), (whole_number(fields, "seed") or 0) & 0xFFFFFFFF
+        ),
+        choices=_choices(fields, limits),
+        stop=_stop(fields),
+        logprobs=_logprobs(fields, plain=plain),
+        token_ids=flag(fields, "return_token_ids"),
+        reasons=reasons,
+        shows_reasoning=fields.get("include_reasoning") is not False,
+        function=None if plain else _function(fields),
+        stream_interval=whole_number(fields, "stream_interval") or 1,
+    )
+
+
+def check_model(fields: Fields, limits: Limits) -> str | None:
+    """The model's name as the client gave it.
+
+    Raises:
+        RefusedError: another one is served.
+    """
     model = fields.get("model")
     if limits.model is not None and model not in {None, limits.model}:
         raise RefusedError(
@@ -82,173 +172,175 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
             "NotFoundError",
             "model",
         )
-    prompt_tokens = _chat_tokens(fields) if chat else _prompt_tokens(fields)
-    stream = _flag(fields, "stream")
-    options = fields.get("stream_options")
-    if options is not None and not stream:
-        raise _bad("Stream options can only be defined when `stream=True`.", "stream_options")
-    options = options if isinstance(options, Mapping) else {}
-    usage = _flag(options, "include_usage")
-    if _whole_number(fields, "n") not in {None, 1}:
-        raise _bad("This server gives one answer a request; n must be 1.", "n")
-    asked, max_tokens = _answer_length(fields, prompt_tokens, limits)
-    min_tokens = _whole_number(fields, "min_tokens") or 0
+    return model if isinstance(model, str) else None
+
+
+def _usage(fields: Fields, *, stream: bool) -> tuple[bool, bool]:
+    """Whether usage closes the stream, and whether every event carries it."""
+    if fields.get("stream_options") is not None and not stream:
+        raise bad("Stream options can only be defined when `stream=True`.", "stream_options")
+    options = mapping(fields, "stream_options")
+    usage = flag(options, "include_usage")
+    return usage, usage and flag(options, "continuous_usage_stats")
+
+
+def _choices(fields: Fields, limits: Limits) -> int:
+    choices = whole_number(fields, "n")
+    if choices is None or choices == 1:
+        return 1
+    if limits.max_choices == 1:
+        raise bad("This server gives one answer a request; n must be 1.", "n")
+    if choices < 1:
+        raise bad(f"n must be at least 1, got {choices}.", "n")
+    if choices > limits.max_choices:
+        raise bad(f"n must be at most {limits.max_choices}, got {choices}.", "n")
+    return choices
+
+
+def _min_tokens(fields: Fields, max_tokens: int) -> int:
+    min_tokens = whole_number(fields, "min_tokens") or 0
     if not 0 <= min_tokens <= max_tokens:
-        raise _bad(
+        raise bad(
             "min_tokens must be greater than or equal to 0 and less than or equal to "
             f"max_tokens={max_tokens}, got {min_tokens}.",
             "min_tokens",
         )
-    seed = _whole_number(fields, "seed")
-    prompt = fields["messages" if chat else "prompt"]
-    return Ask(
-        chat=chat,
-        model=model,
-        stream=stream,
-        usage=usage,
-        running_usage=usage and _flag(options, "continuous_usage_stats"),
-        prompt_tokens=prompt_tokens,
-        max_tokens=max_tokens,
-        max_tokens_asked=asked,
-        min_tokens=min_tokens,
-        ignore_eos=_flag(fields, "ignore_eos"),
-        seed=zlib.crc32(json.dumps(prompt).encode(), (seed or 0) & 0xFFFFFFFF),
-    )
+    return min_tokens
 
 
-def read_fields(content_type: str, body: bytes) -> Mapping[str, Any]:
-    """The JSON object in a request's body.
-
-    Raises:
-        RefusedError: the content type is not JSON, or the body is no JSON object.
-    """
-    if content_type.split(";", maxsplit=1)[0].strip().lower() != "application/json":
-        raise RefusedError(
-            400, "Unsupported Media Type: Only 'application/json' is allowed", "Bad Request"
-        )
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        at = getattr(error, "pos", 0)
-        reason = getattr(error, "msg", "not UTF-8, or nested too deeply")
-        raise RefusedError(
-            400,
-            f"1 validation error: {{'type': 'json_invalid', 'loc': ('body', {at}), "
-            f"'msg': 'JSON decode error', 'ctx': {{'error': '{reason}'}}}}",
-            "Bad Request",
-            f"body.{at}",
-        ) from error
-    if not isinstance(fields, dict):
-        raise _missing("Input should be a valid dictionary", "body")
-    return fields
+def _stop(fields: Fields) -> tuple[str, ...]:
+    stop = fields.get("stop")
+    words = [] if stop is None else [stop] if isinstance(stop, str) else stop
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise missing("Input should be a valid string", "stop")
+    if not all(words):
+        raise bad("stop cannot contain an empty string.", "stop")
+    return tuple(words)
 
 
-def prompt_text(fields: Mapping[str, Any]) -> str:
-    """The text of a prompt, or of all messages, as ``/tokenize`` counts it.
-
-    Raises:
-        RefusedError: there is neither.
-    """
-    prompt = fields.get("prompt")
-    if isinstance(prompt, str):
-        return prompt
-    return " ".join(_content(message.get("content")) for message in _messages(fields))
-
-
-def _chat_tokens(fields: Mapping[str, Any]) -> int:
-    return TOKENS_OF_OPENING + sum(
-        TOKENS_PER_MESSAGE + count_tokens(_content(message.get("content")))
-        for message in _messages(fields)
-    )
-
-
-def _messages(fields: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    messages = fields.get("messages")
-    if messages is None:
-        raise _missing("Field required", "messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise _missing("Input should be a valid list", "messages")
-    if not messages:
-        raise _bad(
-            "Cannot apply chat template to an empty conversation; messages must hold at least one.",
-            "messages",
-        )
-    return messages
-
-
-def _content(content: Any) -> str:
-    """A message's text: a string, or the text parts of a list of parts."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = (part.get("text") for part in content if isinstance(part, dict))
-        return " ".join(part for part in parts if isinstance(part, str))
-    return ""
-
-
-def _prompt_tokens(fields: Mapping[str, Any]) -> int:
-    prompt = fields.get("prompt")
-    if prompt is None:
-        raise _missing("Field required", "prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-        prompt = prompt[0]
-    if isinstance(prompt, str):
-        tokens = count_tokens(prompt)
-    elif isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
-        tokens = len(prompt)
+def _logprobs(fields: Fields, *, plain: bool) -> int | None:
+    """Alternatives to tell of each token: a completion's number, or a chat's flag and number."""
+    if plain:
+        number = whole_number(fields, "logprobs")
     else:
-        raise _bad("prompt must be one string or one list of token ids.", "prompt")
-    if not tokens:
-        raise _bad("The prompt cannot be empty.", "prompt")
-    return tokens
+        number = whole_number(fields, "top_logprobs")
+        if not flag(fields, "logprobs"):
+            if number:
+                raise bad("when using `top_logprobs`, `logprobs` must be set to true.", "logprobs")
+            return None
+        number = number or 0
+    if number is not None and not 0 <= number <= MAX_LOGPROBS:
+        raise bad(
+            f"Requested sample logprobs of {number}, which is greater than max allowed: "
+            f"{MAX_LOGPROBS}",
+            "logprobs",
+        )
+    return number
 
 
-def _answer_length(
-    fields: Mapping[str, Any], prompt_tokens: int, limits: Limits
-) -> tuple[int | None, int]:
+def _reasons(fields: Fields) -> bool:
+    """Whether the client asked for reasoning, in any of the ways that models know."""
+    template = mapping(fields, "chat_template_kwargs")
+    if any(name in template for name in ("enable_thinking", "thinking")):
+        return bool(template.get("enable_thinking") or template.get("thinking"))
+    effort = fields.get("reasoning_effort")
+    if effort is not None:
+        return bool(effort != "none")
+    return fields.get("include_reasoning") is True
+
+
+def _function(fields: Fields) -> Function | None:
+    """The tool that is called: the one asked for, else the first one.
+
+    None is called where none is wanted, and where the last message is what a tool answered.
+    """
+    tools = fields.get("tools")
+    choice = fields.get("tool_choice")
+    functions = [
+        mapping(tool, "function") for tool in tools if isinstance(tool, dict)
+    ] if isinstance(tools, list) else []  # fmt: skip
+    if isinstance(choice, dict):
+        name = mapping(choice, "function").get("name")
+        functions = [function for function in functions if function.get("name") == name]
+        if not functions:
+            raise bad(
+                "The tool specified in `tool_choice` does not match any of the specified `tools`",
+                "tool_choice",
+            )
+    elif choice == "required" and not functions:
+        raise bad("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    last = fields["messages"][-1]
+    if not functions or choice == "none" or last.get("role") == "tool":
+        return None
+    parameters = mapping(functions[0], "parameters")
+    required, properties = parameters.get("required"), mapping(parameters, "properties")
+    names = required if isinstance(required, list) and required else list(properties)
+    return Function(
+        name=str(functions[0].get("name", "")), argument=str(names[0]) if names else "input"
+    )
+
+
+def _as_chat(fields: Fields) -> Fields:
+    """A request of the Responses API in the chat API's words."""
+    given = fields.get("input")
+    if isinstance(given, str):
+        items: Any = [{"role": "user", "content": given}]
+    elif isinstance(given, list) and all(isinstance(item, dict) for item in given):
+        items = [_as_message(item) for item in given]
+    elif given is None:
+        raise missing("Field required", "input")
+    else:
+        raise missing("Input should be a valid string or list", "input")
+    instructions = fields.get("instructions")
+    if isinstance(instructions, str):
+        items.insert(0, {"role": "system", "content": instructions})
+    tools, choice = fields.get("tools"), fields.get("tool_choice")
+    same = ("stream", "seed", "ignore_eos", "min_tokens", "stop", "chat_template_kwargs")
+    return {
+        "messages": items,
+        "max_completion_tokens": whole_number(fields, "max_output_tokens"),
+        "reasoning_effort": mapping(fields, "reasoning").get("effort"),
+        "tools": [{"function": tool} for tool in tools] if isinstance(tools, list) else None,
+        "tool_choice": {"function": choice} if isinstance(choice, dict) else choice,
+        **{name: fields.get(name) for name in same},
+    }
+
+
+def _as_message(item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") == "function_call_output":
+        return {"role": "tool", "content": str(item.get("output", ""))}
+    if item.get("type") == "function_call":
+        return {"role": "assistant", "content": str(item.get("arguments", ""))}
+    return {"role": item.get("role", "user"), "content": text_of(item.get("content"))}
+
+
+def _answer_length(fields: Fields, prompt_tokens: int, limits: Limits) -> tuple[int | None, int]:
     """Length as asked for (None: not at all) and as it will be, checked against the context."""
-    newer = _whole_number(fields, "max_completion_tokens")
-    asked = newer if newer is not None else _whole_number(fields, "max_tokens")
+    newer = whole_number(fields, "max_completion_tokens")
+    asked = newer if newer is not None else whole_number(fields, "max_tokens")
     if asked is not None and asked < 1:
-        raise _bad(f"max_tokens must be at least 1, got {asked}.", "max_tokens")
+        raise bad(f"max_tokens must be at least 1, got {asked}.", "max_tokens")
     context = limits.max_model_len
     if context is None:
         return asked, asked or limits.default_tokens
     if asked is not None and asked > context:
-        raise _bad(
+        raise bad(
             f"max_tokens={asked} cannot be greater than max_model_len={context}. "
             "Please request fewer output tokens.",
             "max_tokens",
         )
     room = context - prompt_tokens
     if room < (asked or 1):
-        also = f" and you requested {asked} output tokens" if asked else ""
-        raise _bad(
-            f"This model's maximum context length is {context} tokens. However, your prompt "
-            f"contains {prompt_tokens} input tokens{also}. Please reduce the length of the prompt "
-            "or the number of output tokens requested.",
-            "input_tokens",
-        )
+        raise too_long(prompt_tokens, context, asked)
     return asked, asked or min(limits.default_tokens, room)
 
 
-def _whole_number(fields: Mapping[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise _missing("Input should be a valid integer", name)
-
-
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
-    value = fields.get(name)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise _missing("Input should be a valid boolean", name)
-
-
-def _bad(message: str, param: str) -> RefusedError:
-    return RefusedError(400, message, "BadRequestError", param)
-
-
-def _missing(message: str, param: str) -> RefusedError:
-    return RefusedError(400, f"1 validation error: {message}: {param}", "Bad Request", param)
+def too_long(prompt_tokens: int, context: int, asked: int | None = None) -> RefusedError:
+    """The prompt, with the answer asked for, does not fit into the context."""
+    also = f" and you requested {asked} output tokens" if asked else ""
+    return bad(
+        f"This model's maximum context length is {context} tokens. However, your prompt "
+        f"contains {prompt_tokens} input tokens{also}. Please reduce the length of the prompt "
+        "or the number of output tokens requested.",
+        "input_tokens",
+    )

@@ -44,11 +44,21 @@ class RefusedError(ReferenceServerError):
         message: what a person reads.
         kind: vLLM's name of the error (its ``type``).
         param: the part of the request at fault, or None.
+        retry_after_s: when to come back (the ``Retry-After`` header); None: nothing is said.
     """
 
-    def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str,
+        param: str | None = None,
+        *,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.kind = kind
         self.param = param
+        self.retry_after_s = retry_after_s

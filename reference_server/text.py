@@ -12,7 +12,8 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 TOKENS_PER_MESSAGE = 4
 TOKENS_OF_OPENING = 3
@@ -37,9 +38,43 @@ def count_tokens(text: str) -> int:
     return len(_PIECE.findall(text))
 
 
+def token_strings(text: str) -> list[str]:
+    """The tokens of a text, as text."""
+    return _PIECE.findall(text)
+
+
 def tokenize(text: str) -> list[int]:
     """Made-up but stable ids, one for each token of a text."""
-    return [zlib.crc32(piece.encode()) % VOCABULARY for piece in _PIECE.findall(text)]
+    return [token_id(piece) for piece in _PIECE.findall(text)]
+
+
+@lru_cache(maxsize=4096)
+def token_id(piece: str) -> int:
+    """The id of one token; a blank before it does not count."""
+    return zlib.crc32(piece.strip().encode(errors="replace")) % VOCABULARY
+
+
+def detokenize(ids: Sequence[int]) -> str:
+    """A text of so many tokens: an answer's words as they were, others as words of that list.
+
+    The text of other tokens is lost, since ids are made up one way only.
+    """
+    return " ".join(_WORD_OF_ID.get(i, WORDS[i % len(WORDS)]) for i in ids)
+
+
+@lru_cache(maxsize=4096)
+def alternatives(piece: str, number: int) -> tuple[tuple[str, float], ...]:
+    """So many tokens that might have come, ``piece`` first, each with a logarithm of probability.
+
+    Made up: they follow from the token, and each is at most half as likely as the one before it.
+    """
+    first = zlib.crc32(piece.encode(errors="replace"))
+    value = -0.01 - first % 1000 / 1000
+    others = (PIECES[(first + step) % len(PIECES)] for step in range(number))
+    rows = [(piece, value)]
+    for place, other in enumerate((word for word in others if word != piece), start=1):
+        rows.append((other, round(value - 0.7 * place, 3)))
+    return tuple(rows[:number])
 
 
 def words(seed: int) -> Iterator[str]:
@@ -67,3 +102,6 @@ def answer_length(
     further = 1 + int(math.log(chance) / math.log1p(-eos_probability))  # geometric, at least 1
     length = max(min_tokens - 1, 0) + further
     return (length, "stop") if length <= max_tokens else (max_tokens, "length")
+
+
+_WORD_OF_ID = {token_id(word): word for word in WORDS}

@@ -28,6 +28,8 @@ class TruthOutcome(StrEnum):
 
     FINISHED = "finished"
     CLIENT_LEFT = "client_left"
+    BROKEN = "broken"  # by a fault that was asked for
+    REFUSED = "refused"  # likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,7 @@ class TruthRecord:
         tokens: tokens written (all of them in one write where the reply was not streamed).
         held_back: tokens the kernel did not take at once, because the client read too slowly.
         streamed: whether the reply was streamed.
+        fault: what was done to it on purpose, such as ``stall:2s``; None: nothing.
     """
 
     id: str
@@ -62,6 +65,7 @@ class TruthRecord:
     lateness_p99_s: float | None
     tokens: int
     held_back: int
+    fault: str | None = None
 
 
 class OpenTruth:
@@ -71,7 +75,16 @@ class OpenTruth:
     ``written_at`` when the kernel has taken it. Until it has, the first is longer than the second.
     """
 
-    __slots__ = ("held_back", "id", "read_at", "scheduled_at", "streamed", "tokens", "written_at")
+    __slots__ = (
+        "fault",
+        "held_back",
+        "id",
+        "read_at",
+        "scheduled_at",
+        "streamed",
+        "tokens",
+        "written_at",
+    )
 
     def __init__(self, request_id: str, read_at: float, *, streamed: bool) -> None:
         self.id = request_id
@@ -81,6 +94,7 @@ class OpenTruth:
         self.written_at = array("d")
         self.held_back = 0
         self.tokens: int | None = None  # None: one a write
+        self.fault: str | None = None
 
     def close(self, outcome: TruthOutcome) -> TruthRecord:
         """The record of this request, once nothing more will be written."""
@@ -102,6 +116,7 @@ class OpenTruth:
             lateness_p99_s=ordered[math.ceil(0.99 * count) - 1] if count else None,
             tokens=count if self.tokens is None or not count else self.tokens,
             held_back=self.held_back,
+            fault=self.fault,
         )
 
 
