@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from reference_server.engine import EngineConfig, LinearCost
 from reference_server.process import READY
+from reference_server.quirks import Quirk
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +50,7 @@ class _Setting(NamedTuple):
     type: Any
     default: Any
     help: str
+    multiple: bool = False  # may be given again and again
 
 
 _ENGINE = EngineConfig()
@@ -99,6 +101,18 @@ _SIMULATOR_SETTINGS = (
              "chance that an answer ends of itself after each token."),
     _Setting("--api-key-env", "api_key_env", str, None,
              "ask for the API key that this environment variable holds."),
+    _Setting("--startup-delay", "startup_s", Duration(), 0.0,
+             "answer 503 for so long after the start, as while a model loads."),
+    _Setting("--admission-limit", "admission_limit", click.IntRange(0), None,
+             "requests under way at once; more are refused with 429. Without it: any number."),
+    _Setting("--stream-interval", "stream_interval", _COUNT, 1,
+             "tokens an event, after the first."),
+    _Setting("--quirk", "quirks", click.Choice([quirk.value for quirk in Quirk]), (),
+             "differ from vLLM in this way (docs/simulator.md); may be repeated.", multiple=True),
+    _Setting("--fault", "faults", str, (),
+             "fail this share of requests in this way, NAME:RATE[:DURATION], such as reset:0.01 or "
+             "stall:0.005:2s (docs/simulator.md); may be repeated.", multiple=True),
+    _Setting("--fault-seed", "fault_seed", int, 0, "which requests fail follows from it."),
 )  # fmt: skip
 
 
@@ -110,14 +124,15 @@ def _settings(where: str, settings: Iterable[_Setting]) -> Callable[[F], F]:
     """Options for a server's settings."""
 
     def decorate(function: F) -> F:
-        for flag, name, kind, default, about in reversed(tuple(settings)):
+        for flag, name, kind, default, about, multiple in reversed(tuple(settings)):
             function = click.option(
                 flag,
                 name,
                 type=None if kind is bool else kind,
                 is_flag=kind is bool,
+                multiple=multiple,
                 default=_written(default) if isinstance(kind, Duration) else default,
-                show_default=kind is not bool and default is not None,
+                show_default=kind is not bool and not multiple and default is not None,
                 help=f"{where}: {about}",
             )(function)
         return function
@@ -234,9 +249,12 @@ def _simulate(
     options: dict[str, Any],
 ) -> None:
     from reference_server.app import Simulator, SimulatorSettings
+    from reference_server.inject import Plan, read_rate
     from reference_server.serve import serve_simulator  # needs uvicorn
 
     chosen = _chosen(options, _SIMULATOR_SETTINGS)
+    chosen["quirks"] = frozenset(map(Quirk, chosen["quirks"]))
+    chosen["faults"] = Plan(map(read_rate, chosen["faults"]), chosen.pop("fault_seed"))
     settings = SimulatorSettings(
         model=model,
         api_key=_api_key(chosen.pop("api_key_env")),
