@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def command(
     if duration_s is not None:
         words += ["-t", f"{duration_s:.0f}s"]
     if processes is not None and processes > 1:
-        words += ["--processes", str(processes)]
+        words += _several(processes)
     calibration = None if no_calibrate else _calibrate(users, options["transport"])
     result = run_load(path, words, ProgressLine(duration_s=duration_s))
     if result.run_id is None:
@@ -82,6 +83,14 @@ def command(
         return 128 + result.signal if code in (0, 3) else code
     # 4 is what the load process ends with where something of ours failed in it.
     return code if result.kept and result.exit_code != 4 else 4
+
+
+def _several(processes: int) -> list[str]:
+    """Words for load processes that find each other: Locust's own port may be another run's."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    meet = ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
+    return ["--processes", str(processes), *meet]
 
 
 def _calibrate(users: int, transport: str | None) -> dict[str, Any] | None:

@@ -226,3 +226,29 @@ def test_the_demo_ends_with_a_report_and_a_verdict(tmp_path: Path) -> None:
     assert "Verdict:" in done.stdout
     with Store.open(str(db)) as store:
         assert store.find_run("demo").status is RunStatus.COMPLETE
+
+
+@pytest.mark.slow
+def test_two_runs_of_several_processes_on_one_machine_do_not_meet(
+    metronome: str, tmp_path: Path
+) -> None:
+    """Each has workers of its own: Locust's port is the same for all, ours is not."""
+    command = [sys.executable, "-m", "streamgauge", "run", "chat", "--host", metronome]
+    options = ["--users", "2", "--requests", "6", "--think-time", "0.1", "--no-calibrate"]
+    dbs = [tmp_path / "one.db", tmp_path / "two.db"]
+    runs = [
+        subprocess.Popen(
+            [*command, *options, "--processes", "2", "--db", str(db)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for db in dbs
+    ]
+    errors = [run.communicate(timeout=PATIENCE_S)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    for db in dbs:
+        with Store.open(str(db)) as store:
+            (found,) = store.runs()
+            assert store.count(found.id) == 6
+            assert set(found.client["workers"]) == {"w0", "w1"}
