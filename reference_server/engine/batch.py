@@ -30,6 +30,7 @@ class Run:
 
     Attributes:
         sequence: what is asked for.
+        length: tokens of this answer.
         answer: which of its answers, from 0.
         places: sequences it stands for: all answers until the prompt is computed, then one.
         number: its place in the order of admission, the lowest preempted last; -1: it waits.
@@ -47,6 +48,7 @@ class Run:
     """
 
     sequence: Sequence
+    length: int
     answer: int = 0
     places: int = 1
     number: int = -1
@@ -129,7 +131,7 @@ class Steady:
     def add(self, run: Run, step: int) -> None:
         """See `Batch`."""
         run.first_step = step
-        run.last_step = step + run.sequence.output_tokens - run.made
+        run.last_step = step + run.length - run.made
         self.size += 1
         self.kv_tokens += run.goal + 1
         self._due[(step - run.goal) % self._block] += 1
@@ -191,7 +193,7 @@ class Drafted:
 
     def draw(self, run: Run) -> list[int]:
         """Tokens made by the end of each step, until the answer is complete."""
-        left = run.sequence.output_tokens - run.made
+        left = run.length - run.made
         # Seeded anew at each beginning, by what it begins with.
         draw = Random(hash((run.sequence.seed, run.answer, run.made))).random
         path, made, most = [], 0, self._drafts + 1

@@ -7,6 +7,7 @@ from enum import StrEnum
 from functools import cached_property
 
 from reference_server.engine.cost import LinearCost, StepCost
+from reference_server.engine.sequence import Sequence
 from reference_server.errors import SettingsError
 
 
@@ -104,13 +105,14 @@ class EngineConfig:
         """Blocks that hold so many tokens."""
         return -(-tokens // self.block_tokens)
 
-    def check(self, prompt_tokens: int, output_tokens: int, answers: int = 1) -> None:
-        """See whether a request can be served at all.
+    def check(self, sequence: Sequence) -> None:
+        """See whether a sequence can run at all.
 
         Raises:
             SettingsError: it would not fit even alone.
         """
-        tokens = prompt_tokens + output_tokens
+        prompt_tokens, answers = sequence.prompt_tokens, sequence.answers
+        tokens = prompt_tokens + max(sequence.output_tokens, *sequence.others, 0)
         # Drafted tokens need room of their own; several answers begin with copies of a block.
         needed = self.blocks_for(tokens + self.drafts)
         forked = self.blocks_for(prompt_tokens) + answers - 1

@@ -123,7 +123,7 @@ class Fleet:
                 f"{self._now_fs / FS:g} s."
             )
         sequence = arrival.sequence
-        self.config.check(sequence.prompt_tokens, sequence.output_tokens, sequence.answers)
+        self.config.check(sequence)
         self._now_fs = at_fs
         served = Served(sequence, at_fs)
         if self.responses is None:

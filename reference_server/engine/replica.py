@@ -188,7 +188,7 @@ class Replica:
         """One answer is complete; the request, if it was the last."""
         served = self._served[run.sequence.id]
         served.left -= 1
-        served.tokens += run.sequence.output_tokens
+        served.tokens += run.length
         if served.left:
             return None
         del self._served[run.sequence.id]

@@ -140,12 +140,17 @@ class Engine:
             SettingsError: it would not fit even alone.
         """
         config = self.config
-        config.check(sequence.prompt_tokens, sequence.output_tokens, sequence.answers)
+        config.check(sequence)
         if config.max_queued is not None:
             free = config.max_num_seqs - self._places  # so many leave the queue next step
             if len(self._waiting) >= config.max_queued + free:
                 return False
-        run = Run(sequence, places=sequence.answers, goal=sequence.prompt_tokens)
+        run = Run(
+            sequence,
+            sequence.output_tokens,
+            places=sequence.answers,
+            goal=sequence.prompt_tokens,
+        )
         if config.prefix_caching:
             # A prompt of which nothing is said is like no other.
             spans = sequence.spans or (Span(self._name(), sequence.prompt_tokens),)
@@ -181,6 +186,7 @@ class Engine:
             duration_fs=done.duration_fs,
             tokens=tokens,
             admitted=[run.sequence.id for run in done.admitted],
+            cached=[run.cached for run in done.admitted],
             preempted=[run.sequence.id for run in done.preempted],
             prefill_tokens=done.prompt_tokens,
             cache_queries=done.queries,
@@ -282,7 +288,7 @@ class Engine:
         runs = [run] if run.places == 1 else [run, *self._fork(run)]
         for each in runs:
             done.started.append(each)
-            if each.made == each.sequence.output_tokens:
+            if each.made == each.length:
                 self._finish(each, done)
             else:
                 self._batch.add(each, self._at)
@@ -292,8 +298,16 @@ class Engine:
         """The other answers to a prompt, which share what was computed."""
         sequence = run.sequence
         others = [
-            Run(sequence, answer, made=1, goal=run.goal, text=run.text, own=hash((run.own, answer)))
-            for answer in range(1, run.places)
+            Run(
+                sequence,
+                length,
+                answer,
+                made=1,
+                goal=run.goal,
+                text=run.text,
+                own=hash((run.own, answer)),
+            )
+            for answer, length in enumerate(sequence.others, start=1)
         ]
         run.places = 1
         whole, rest = divmod(run.goal, self.config.block_tokens)
@@ -435,4 +449,4 @@ class Engine:
 
 def _first(run: Run) -> Emitted:
     """What a run gets out of the step that ends its prompt."""
-    return Emitted(run.sequence.id, 1, run.made == run.sequence.output_tokens, run.answer)
+    return Emitted(run.sequence.id, 1, run.made == run.length, run.answer)

@@ -32,21 +32,31 @@ class Sequence:
     Attributes:
         id: its name; no other under way may have it.
         prompt_tokens: length of the prompt, at least 1.
-        output_tokens: length of each answer, at least 1.
-        answers: how many answers to the one prompt.
+        output_tokens: length of the answer, at least 1.
+        others: lengths of further answers to the same prompt, each at least 1.
         spans: what the prompt is made of, `prompt_tokens` together; empty: nothing it shares with
             any other prompt.
-        answer: id of the answer's tokens; None: no later prompt holds them.
+        answer: id of the (first) answer's tokens; None: no later prompt holds them.
         seed: which of the drafted tokens are accepted follows from it.
     """
 
     id: str | int
     prompt_tokens: int
     output_tokens: int
-    answers: int = 1
+    others: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     answer: int | None = None
     seed: int = 0
+
+    @property
+    def answers(self) -> int:
+        """How many answers to the one prompt."""
+        return 1 + len(self.others)
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all answers together."""
+        return self.output_tokens + sum(self.others)
 
 
 class Emitted(NamedTuple):
@@ -73,6 +83,7 @@ class Step:
         duration_fs: how long it takes; its tokens are there at its end.
         tokens: who gets tokens: first those that decoded, then those whose prompt was done.
         admitted: ids of the sequences that left the queue at its start, resumed ones included.
+        cached: for each of these, how many of its tokens were found in the prefix cache.
         preempted: ids of those that had to give up their place in the cache; as they resume
             they are admitted again.
         prefill_tokens: prompt tokens computed, and tokens computed again after a preemption.
@@ -87,6 +98,7 @@ class Step:
     duration_fs: int
     tokens: list[Emitted]
     admitted: list[str | int]
+    cached: list[int] = field(default_factory=list)
     preempted: list[str | int] = field(default_factory=list)
     prefill_tokens: int
     cache_queries: int = 0

@@ -44,6 +44,11 @@ class Answer:
     draws: Random = field(default_factory=Random)
 
     @property
+    def length(self) -> int:
+        """Tokens it will have."""
+        return (self.sequence.output_tokens, *self.sequence.others)[self.index]
+
+    @property
     def text(self) -> Text:
         """The prompt, and the answer so far."""
         name = self.sequence.answer
@@ -232,7 +237,7 @@ class NaiveEngine:
         started = [each for answer in ended for each in self.start(answer)]
         emitted += [self.told(answer, 1) for answer in started]
         for answer in decoding + started:
-            if answer.made == answer.sequence.output_tokens:
+            if answer.made == answer.length:
                 self.running.remove(answer)
                 self.publish(answer, self.in_cache(answer))
                 self.free(answer)
@@ -252,12 +257,12 @@ class NaiveEngine:
             draw = answer.draws.random()
             for accepted in range(1, self.drafts + 1):
                 gained += draw < self.config.speculation.acceptance_ratio**accepted
-        gained = min(gained, answer.sequence.output_tokens - answer.made)
+        gained = min(gained, answer.length - answer.made)
         answer.made += gained
         return self.told(answer, gained)
 
     def told(self, answer: Answer, gained: int) -> tuple[Any, int, int, bool]:
-        done = answer.made == answer.sequence.output_tokens
+        done = answer.made == answer.length
         return answer.sequence.id, answer.index, gained, done
 
     def start(self, answer: Answer) -> list[Answer]:

@@ -117,7 +117,8 @@ class EngineMachine(RuleBasedStateMachine):
     def submit(self, prompt: int, shared: int, output: int, answers: int) -> None:
         spans = (Span(shared, 8), Span(100 + len(self.asked), prompt))
         name = len(self.asked)
-        asked = sequence(name, 8 + prompt, output, answers=answers, spans=spans)
+        others = (output,) * (answers - 1)
+        asked = sequence(name, 8 + prompt, output, others=others, spans=spans)
         assert self.engine.submit(asked)
         self.asked[name] = asked
 
@@ -361,7 +362,7 @@ def test_answers_share_their_prompts_blocks() -> None:
     """Four answers to 40 tokens: ten blocks once, and what each answer needs of its own."""
     config = EngineConfig(cost=COST, block_tokens=4, kv_cache_tokens=400)
     engine = Engine(config)
-    engine.submit(sequence("a", 40, 3, answers=4))
+    engine.submit(sequence("a", 40, 3, others=(3, 3, 3)))
     steps = drain(engine)
 
     assert [step.running for step in steps] == [4, 4, 4]
@@ -369,11 +370,21 @@ def test_answers_share_their_prompts_blocks() -> None:
     assert Counter(e.answer for step in steps for e in step.tokens) == dict.fromkeys(range(4), 3)
 
 
+def test_answers_may_differ_in_length() -> None:
+    """One, five and three tokens; the request is there until the last is complete."""
+    engine = Engine(EngineConfig(cost=COST))
+    engine.submit(sequence("a", 40, 1, others=(5, 3)))
+    steps = drain(engine)
+
+    assert Counter(e.answer for step in steps for e in step.tokens) == {0: 1, 1: 5, 2: 3}
+    assert [step.running for step in steps] == [3, 2, 2, 1, 1]
+
+
 def test_answers_write_into_copies_of_the_last_block() -> None:
     """42 tokens leave a block half full: every answer goes on in a copy of it."""
     config = EngineConfig(cost=COST, block_tokens=4, kv_cache_tokens=400)
     engine = Engine(config)
-    engine.submit(sequence("a", 42, 3, answers=4))
+    engine.submit(sequence("a", 42, 3, others=(3, 3, 3)))
     steps = drain(engine)
 
     assert [round(step.kv_usage_ratio * 100) for step in steps] == [14, 14, 14]
@@ -447,7 +458,7 @@ def test_a_sequence_that_can_never_run_is_refused() -> None:
     with pytest.raises(SettingsError, match="17 tokens cannot fit"):
         engine.submit(sequence("a", 16, 1))
     with pytest.raises(SettingsError, match="3 answers at once are more than the 2"):
-        Engine(EngineConfig(max_num_seqs=2)).submit(sequence("a", 1, 1, answers=3))
+        Engine(EngineConfig(max_num_seqs=2)).submit(sequence("a", 1, 1, others=(1, 1)))
 
 
 def test_what_is_not_there_can_be_aborted() -> None:

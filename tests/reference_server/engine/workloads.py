@@ -93,7 +93,7 @@ def _sequence(draw: st.DrawFn, number: int, begin: tuple[Span, ...], answers: in
         id=number,
         prompt_tokens=sum(span.tokens for span in spans),
         output_tokens=draw(st.integers(1, 18)),
-        answers=draw(st.integers(1, answers)),
+        others=tuple(draw(st.lists(st.integers(1, 18), max_size=answers - 1))),
         spans=tuple(spans),
         answer=5000 + number,
         seed=draw(st.integers(0, 9)),
