@@ -65,6 +65,9 @@ def test_a_headless_run_leaves_one_record_for_every_request_the_server_saw(
     assert found.scenario == "chat"
     assert found.users == 4
     assert found.duration_s == 4.0
+    rows = {name: row.requests for name, row in final_rows(done.stderr).items()}
+    assert rows["Aggregated"] == rows["E2E chat"] == rows["TTFT chat"] == len(records)
+    assert rows["ITL chat (gaps)"] == sum(len(r.gaps_s or ()) for r in records)
 
 
 @pytest.mark.slow
