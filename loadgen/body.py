@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import orjson
@@ -13,7 +14,8 @@ from loadgen.sse import SseDecoder
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-_BLANKS = b" \t\n\r\x0b\x0c\xef\xbb\xbf"  # those of a byte-order mark as well, wherever reads end
+_BOM = b"\xef\xbb\xbf"
+_BLANKS = re.compile(rb"(?:\s|\xef\xbb\xbf)*")  # in any order, since reads may end between them
 _LESSONS = 8  # tries at learning an answer's plain event; what never repeats is not worth more
 _SSE_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 
@@ -138,7 +140,7 @@ class AnswerBody:
 
     def _begin(self, chunk: bytes, *, more: bool = True) -> bytes:
         """Tell the kind of body; the bytes to go on with, none while it cannot be told."""
-        start = (self._start + chunk).lstrip(_BLANKS)
+        start = _BLANKS.sub(b"", self._start + chunk, count=1)
         self._kind = self._sniff(start, more=more)
         if not self._kind:
             self._start = start
@@ -149,6 +151,8 @@ class AnswerBody:
         return start
 
     def _sniff(self, start: bytes, *, more: bool) -> str:
+        if more and _BOM.startswith(start):  # nothing yet, or part of a mark
+            return ""
         if self._status >= 300:
             return "refusal"
         if start.startswith((b"{", b"[")):

@@ -122,3 +122,6 @@ def test_nothing_is_left_of_where_reads_end() -> None:
         assert all(pieces)
         assert len(pieces) <= most + 1
         assert pieces == targets.cut(data, targets.dice(data), most)
+    for data in (b"", b"a", b"a\n\n", b"a\n\nb\nc\n\n\nd"):
+        assert b"".join(targets.event_by_event(data)) == data
+    assert targets.event_by_event(b"a\nb\n\nc\n\n") == (b"a\nb\n\n", b"c\n\n")
