@@ -116,7 +116,7 @@ class Simulator:
             max_model_len=settings.max_model_len,
             max_choices=settings.max_choices,
         )
-        self._metrics = Metrics(settings.model, settings.engine.kv_cache_tokens)
+        self._metrics = Metrics(settings.model, settings.engine)
         self._runner = Runner(Engine(settings.engine), self._metrics)
         self._started_at = int(time.time())
         self._ready_at = time.monotonic() + settings.startup_s

@@ -1,10 +1,10 @@
 """The simulator's ``/metrics``: vLLM's names, types, labels and bucket edges.
 
 Written by hand, since the page is the contract. Only what the simulated engine has is on it: there
-is no prefix cache and no multi-modal input, so their counters are absent, not zero. What vLLM
-does not have begins with ``sim:``. Durations are in the engine's time (see timeline.py), which the
-process keeps up to the lateness on the page. As in vLLM, an aborted request leaves no trace in
-the histograms of requests.
+is no multi-modal input, so its counters are absent, not zero, and those of drafted tokens are there
+only where tokens are drafted. What vLLM does not have begins with ``sim:``. Durations are in the
+engine's time (see timeline.py), which the process keeps up to the lateness on the page. As in vLLM,
+an aborted request leaves no trace in the histograms of requests.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+from reference_server.engine import EngineConfig, Step
+
 CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+_PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 # fmt: off
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
@@ -110,7 +113,7 @@ class Histogram:
 class Metrics:
     """All that is on the page."""
 
-    def __init__(self, model: str, kv_cache_tokens: int) -> None:
+    def __init__(self, model: str, config: EngineConfig) -> None:
         names = {"engine": "0", "model_name": model}
 
         def gauge(name: str, about: str, **more: str) -> Gauge:
@@ -133,14 +136,28 @@ class Metrics:
         self.cache_config = gauge(
             "cache_config_info",
             "Size of the KV cache.",
-            kv_cache_size_tokens=str(kv_cache_tokens),
-            enable_prefix_caching="False",
+            block_size=str(config.block_tokens),
+            num_gpu_blocks=str(config.blocks),
+            kv_cache_size_tokens=str(config.blocks * config.block_tokens),
+            enable_prefix_caching=str(config.prefix_caching),
         )
         self.cache_config.value = 1.0
         self.preemptions = counter(
             "num_preemptions", "Sequences that had to give up their place in the KV cache."
         )
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
+        self.cache_queries = counter(
+            "prefix_cache_queries", "Tokens of prompts that were looked up in the prefix cache."
+        )
+        self.cache_hits = counter("prefix_cache_hits", "Tokens of these that were found there.")
+        self.prompt_tokens = counter(
+            "prompt_tokens", "Prompt tokens, computed or found in a cache."
+        )
+        self.prompt_tokens_by_source = counter(
+            "prompt_tokens_by_source",
+            "Prompt tokens, by where their keys and values came from.",
+            ("source", ("local_compute", "local_cache_hit", "external_kv_transfer")),
+        )
+        self.cached_tokens = counter("prompt_tokens_cached", "Prompt tokens found in a cache.")
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.finished = counter(
             "request_success",
@@ -161,6 +178,14 @@ class Metrics:
         )
         self.step_tokens = histogram(
             "iteration_tokens_total", "Tokens computed in one step of the engine.", _STEP_TOKENS
+        )
+        self.request_preemptions = histogram(
+            "request_num_preemptions", "How often a request lost its place.", _PREEMPTIONS
+        )
+        self.request_computed_tokens = histogram(
+            "request_prefill_kv_computed_tokens",
+            "Prompt tokens of a request that were not found in a cache.",
+            _TOKENS,
         )
         self.request_max_tokens = histogram(
             "request_params_max_tokens", "max_tokens as asked for.", _TOKENS
@@ -190,9 +215,33 @@ class Metrics:
             model_name=model,
         )
 
+        if config.speculation:
+            self.drafts = counter("spec_decode_num_drafts", "How often tokens were drafted.")
+            self.drafted = counter("spec_decode_num_draft_tokens", "Tokens drafted.")
+            self.accepted = counter("spec_decode_num_accepted_tokens", "Of these, accepted.")
+        self._drafts_a_step = config.drafts
+
+    def count_step(self, step: Step) -> None:
+        """Note what a step did."""
+        generated = sum(emitted.tokens for emitted in step.tokens)
+        self.prompt_tokens.add(step.prefill_tokens + step.cache_hits)
+        self.prompt_tokens_by_source.add(step.prefill_tokens, "local_compute")
+        self.prompt_tokens_by_source.add(step.cache_hits, "local_cache_hit")
+        self.generation_tokens.add(generated)
+        self.step_tokens.observe(step.prefill_tokens + generated)
+        self.preemptions.add(len(step.preempted))
+        self.cache_queries.add(step.cache_queries)
+        self.cache_hits.add(step.cache_hits)
+        self.cached_tokens.add(step.cache_hits)
+        if self._drafts_a_step:
+            self.drafts.add(step.drafted // self._drafts_a_step)
+            self.drafted.add(step.drafted)
+            self.accepted.add(step.accepted)
+
     def page(self) -> bytes:
         """The page, in Prometheus' text format."""
-        lines = [line for metric in vars(self).values() for line in metric.lines()]
+        metrics = [metric for name, metric in vars(self).items() if not name.startswith("_")]
+        lines = [line for metric in metrics for line in metric.lines()]
         return "\n".join([*lines, ""]).encode()
 
 

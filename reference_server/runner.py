@@ -1,19 +1,23 @@
-"""The simulated engine in real time: one task that hands every token over when it is due.
+"""The simulated engines in real time: one task that hands every token over when it is due.
 
 All on one asyncio loop. Whoever serves a request submits a sequence and reads its tokens from the
 `Answer`; each token carries the instant it was due, so that the writer can log its lateness.
+Several engines stand behind a router, each on a timeline of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from operator import attrgetter
 from typing import NamedTuple
 
 from reference_server.ask import Ask
-from reference_server.engine import Emitted, Engine, Sequence
+from reference_server.engine import Emitted, Engine, Sequence, Span
+from reference_server.engine.routing import Routing, router_of
 from reference_server.errors import RefusedError
 from reference_server.metrics import Metrics
 from reference_server.timeline import Tick, Timeline
@@ -33,16 +37,33 @@ class AbandonedError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Answer:
-    """One sequence under way. Instants are the engine's; None: not yet."""
+    """One sequence under way. Instants are the engine's; None: not yet.
+
+    Attributes:
+        sequence: as the engine has it.
+        read_at: its request was read.
+        max_tokens: as asked for.
+        finish_reason: why it will end.
+        replica: number of the engine that makes it.
+        admitted_at: it left the queue, for the first time.
+        cached_tokens: of its prompt, found in the prefix cache then.
+        first_at: its first token was due.
+        last_at: its last token so far was due.
+        generated: tokens so far.
+        preemptions: how often it lost its place.
+    """
 
     sequence: Sequence
     read_at: float
     max_tokens: int
     finish_reason: str
+    replica: int = 0
     admitted_at: float | None = None
+    cached_tokens: int | None = None
     first_at: float | None = None
     last_at: float | None = None
     generated: int = 0
+    preemptions: int = 0
     _tokens: asyncio.Queue[Token | None] = field(default_factory=asyncio.Queue)
 
     async def tokens(self) -> AsyncIterator[Token]:
@@ -69,15 +90,25 @@ class Answer:
 
 
 class Runner:
-    """Steps an engine on its schedule.
+    """Steps engines on their schedules.
 
     Args:
-        engine: the engine, idle.
-        metrics: where it is told of.
+        engines: idle ones, all alike; or just one.
+        metrics: where they are told of.
+        routing: how requests are spread over them.
     """
 
-    def __init__(self, engine: Engine, metrics: Metrics) -> None:
-        self._timeline = Timeline(engine)
+    def __init__(
+        self,
+        engines: Engine | list[Engine],
+        metrics: Metrics,
+        routing: Routing = Routing.LEAST_LOADED,
+    ) -> None:
+        engines = [engines] if isinstance(engines, Engine) else engines
+        self.prefix_caching = engines[0].config.prefix_caching
+        self._timelines = [Timeline(engine) for engine in engines]
+        self._router = router_of(routing)
+        self._in_flight = [0] * len(engines)
         self._metrics = metrics
         self._answers: dict[str | int, Answer] = {}
         self._numbers = count()
@@ -87,16 +118,27 @@ class Runner:
         """Run until cancelled."""
         loop = asyncio.get_running_loop()  # its clock is CLOCK_MONOTONIC
         while True:
-            due_at = self._timeline.due_at
-            if due_at is None:
+            due = [t.due_at for t in self._timelines if t.due_at is not None]
+            if not due:
                 self._woken.clear()
                 await self._woken.wait()
             else:
-                await asyncio.sleep(due_at - loop.time())
-            for tick in self._timeline.advance(loop.time()):
+                await self._sleep(min(due) - loop.time())
+            now = loop.time()
+            ticks = [tick for timeline in self._timelines for tick in timeline.advance(now)]
+            for tick in sorted(ticks, key=attrgetter("ended_at")):
                 self._deliver(tick)
 
-    def submit(self, ask: Ask, output_tokens: int, finish_reason: str, read_at: float) -> Answer:
+    def submit(
+        self,
+        ask: Ask,
+        output_tokens: int,
+        finish_reason: str,
+        read_at: float,
+        *,
+        spans: tuple[Span, ...] = (),
+        answer_id: int | None = None,
+    ) -> Answer:
         """Start an answer.
 
         Args:
@@ -104,6 +146,8 @@ class Runner:
             output_tokens: how long the answer will be, at least 1.
             finish_reason: why it ends there.
             read_at: when its request was read.
+            spans: what its prompt is made of (see `Sequence`), if that is to be found again.
+            answer_id: what the answer's tokens follow from, likewise.
 
         Raises:
             RefusedError: the queue is full.
@@ -113,8 +157,12 @@ class Runner:
             id=next(self._numbers),
             prompt_tokens=ask.prompt_tokens,
             output_tokens=output_tokens,
+            spans=spans,
+            answer=answer_id,
+            seed=ask.seed,
         )
-        if not self._timeline.arrive(sequence, read_at):
+        replica = self._router.choose(sequence, self._in_flight)
+        if not self._timelines[replica].arrive(sequence, read_at):
             self._metrics.rejections.add(1, "max_num_queued_reqs")
             raise RefusedError(
                 503,
@@ -122,15 +170,16 @@ class Runner:
                 "Please try again later.",
                 "Service Unavailable",
             )
-        answer = Answer(sequence, read_at, ask.max_tokens, finish_reason)
+        answer = Answer(sequence, read_at, ask.max_tokens, finish_reason, replica)
         self._answers[sequence.id] = answer
+        self._in_flight[replica] += 1
         self._woken.set()
         return answer
 
     def abort(self, answer: Answer) -> None:
         """Stop making an answer; harmless if it has ended."""
-        if self._answers.pop(answer.sequence.id, None) is not None:
-            self._timeline.leave(answer.sequence.id)
+        if self._forget(answer):
+            self._timelines[answer.replica].leave(answer.sequence.id)
 
     def close(self) -> None:
         """Give up every answer under way: the server stops."""
@@ -139,29 +188,50 @@ class Runner:
             answer.abandon()
 
     def page(self) -> bytes:
-        """The ``/metrics`` page as of now."""
-        metrics, timeline = self._metrics, self._timeline
-        metrics.running.value = timeline.running
-        metrics.waiting.value = metrics.waiting_for_capacity.value = timeline.waiting
-        metrics.kv_usage.value = timeline.kv_usage_ratio
+        """The ``/metrics`` page as of now; of several engines sums, and the mean cache."""
+        metrics, timelines = self._metrics, self._timelines
+        metrics.running.value = sum(timeline.running for timeline in timelines)
+        waiting = sum(timeline.waiting for timeline in timelines)
+        metrics.waiting.value = metrics.waiting_for_capacity.value = waiting
+        used = sum(timeline.kv_usage_ratio for timeline in timelines)
+        metrics.kv_usage.value = used / len(timelines)
         return metrics.page()
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait so long, or, where there are several engines, until a request comes.
+
+        It may begin a step that ends before all others; a lone engine's next step begins later.
+        """
+        if len(self._timelines) == 1:
+            await asyncio.sleep(seconds)
+            return
+        self._woken.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+
+    def _forget(self, answer: Answer) -> bool:
+        """Take an answer off the books; False if it is not on them."""
+        if self._answers.pop(answer.sequence.id, None) is None:
+            return False
+        self._in_flight[answer.replica] -= 1
+        return True
 
     def _deliver(self, tick: Tick) -> None:
         step = tick.step
-        for admitted in step.admitted:
-            answer = self._answers.get(admitted)
+        for name, cached in zip(step.admitted, step.cached, strict=True):
+            answer = self._answers.get(name)
             if answer is not None and answer.admitted_at is None:  # else it was preempted
                 answer.admitted_at = tick.began_at
+                answer.cached_tokens = cached
+        for name in step.preempted:
+            if name in self._answers:
+                self._answers[name].preemptions += 1
         for emitted in step.tokens:
             answer = self._answers.get(emitted.id)
             if answer is not None:
                 self._hand_over(answer, emitted, tick.ended_at)
-        generated = sum(emitted.tokens for emitted in step.tokens)
-        metrics = self._metrics
-        metrics.prompt_tokens.add(step.prefill_tokens)
-        metrics.generation_tokens.add(generated)
-        metrics.step_tokens.observe(step.prefill_tokens + generated)
-        metrics.preemptions.add(len(step.preempted))
+        self._metrics.count_step(step)
 
     def _hand_over(self, answer: Answer, emitted: Emitted, at: float) -> None:
         if answer.last_at is None:
@@ -173,7 +243,7 @@ class Runner:
         answer.generated += emitted.tokens
         answer.hand(Token(at, answer.generated, emitted.finished))
         if emitted.finished:
-            del self._answers[emitted.id]
+            self._forget(answer)
             self._count(answer)
 
     def _count(self, answer: Answer) -> None:
@@ -187,6 +257,9 @@ class Runner:
         metrics.request_prompt_tokens.observe(answer.sequence.prompt_tokens)
         metrics.request_generation_tokens.observe(answer.generated)
         metrics.request_max_tokens.observe(answer.max_tokens)
+        metrics.request_preemptions.observe(answer.preemptions)
+        computed = answer.sequence.prompt_tokens - (answer.cached_tokens or 0)
+        metrics.request_computed_tokens.observe(computed)
         metrics.queue_s.observe(admitted - read)
         metrics.prefill_s.observe(first - admitted)
         metrics.decode_s.observe(last - first)

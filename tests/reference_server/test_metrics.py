@@ -7,6 +7,7 @@ from collections import defaultdict
 
 import httpx
 
+from reference_server.engine import Engine, EngineConfig, Sequence, Span, Speculation
 from reference_server.metrics import Histogram, Metrics
 from tests.reference_server.conftest import FIXTURES, chat
 
@@ -33,7 +34,7 @@ def parse(page: str) -> tuple[dict[str, str], dict[str, list[dict[str, str]]]]:
 
 def test_names_types_labels_and_edges_are_vllms() -> None:
     """All that is on the page is on vLLM's with the same type, labels and bucket edges."""
-    types, samples = parse(Metrics("tiny", 1000).page().decode())
+    types, samples = parse(Metrics("tiny", EngineConfig()).page().decode())
     vllm_types, vllm_samples = parse((FIXTURES / "vllm_metrics.txt").read_text())
     ours = {name: kind for name, kind in types.items() if name.startswith("vllm:")}
 
@@ -87,6 +88,40 @@ def test_a_value_on_an_edge_belongs_to_the_bucket_below() -> None:
 
 def test_a_models_name_cannot_break_the_page() -> None:
     """Quotes, backslashes and line ends in a label are escaped."""
-    page = Metrics('a"b\\c\nd', 1).page().decode()
+    page = Metrics('a"b\\c\nd', EngineConfig()).page().decode()
 
     assert parse(page)[1]["vllm:num_requests_running"][0]["model_name"] == r"a\"b\\c\nd"
+
+
+def test_drafted_tokens_are_counted_only_where_tokens_are_drafted() -> None:
+    """By the names vLLM gives them; without speculation they are absent, not zero."""
+    without = parse(Metrics("tiny", EngineConfig()).page().decode())[0]
+    config = EngineConfig(speculation=Speculation(draft_tokens=2, acceptance_ratio=1.0))
+    metrics, engine = Metrics("tiny", config), Engine(config)
+    engine.submit(Sequence("a", 10, 7))
+    while not engine.idle:
+        metrics.count_step(engine.step())
+    page = metrics.page().decode()
+    labels = '{engine="0",model_name="tiny"}'
+
+    assert not any("spec_decode" in name for name in without)
+    assert f"vllm:spec_decode_num_drafts_total{labels} 2.0" in page
+    assert f"vllm:spec_decode_num_draft_tokens_total{labels} 4.0" in page
+    assert f"vllm:spec_decode_num_accepted_tokens_total{labels} 4.0" in page
+
+
+def test_prompt_tokens_are_told_apart_by_source() -> None:
+    """Of 40 asked twice, 80 in all, 39 were found the second time."""
+    config = EngineConfig(prefix_caching=True, block_tokens=8)
+    metrics, engine = Metrics("tiny", config), Engine(config)
+    for name in "ab":
+        engine.submit(Sequence(name, 40, 1, spans=(Span(1, 40),)))
+        metrics.count_step(engine.step())
+    page = metrics.page().decode()
+    labels = 'engine="0",model_name="tiny"'
+
+    assert f"vllm:prompt_tokens_total{{{labels}}} 80.0" in page
+    assert f"vllm:prefix_cache_queries_total{{{labels}}} 80.0" in page
+    assert f"vllm:prefix_cache_hits_total{{{labels}}} 39.0" in page
+    assert f'by_source_total{{{labels},source="local_compute"}} 41.0' in page
+    assert 'enable_prefix_caching="True"' in page
