@@ -105,7 +105,7 @@ class Runner:
         routing: Routing = Routing.LEAST_LOADED,
     ) -> None:
         engines = [engines] if isinstance(engines, Engine) else engines
-        self.prefix_caching = engines[0].config.prefix_caching
+        self._prefix_caching = engines[0].config.prefix_caching
         self._timelines = [Timeline(engine) for engine in engines]
         self._router = router_of(routing)
         self._in_flight = [0] * len(engines)
@@ -136,7 +136,6 @@ class Runner:
         finish_reason: str,
         read_at: float,
         *,
-        spans: tuple[Span, ...] = (),
         answer_id: int | None = None,
     ) -> Answer:
         """Start an answer.
@@ -146,18 +145,19 @@ class Runner:
             output_tokens: how long the answer will be, at least 1.
             finish_reason: why it ends there.
             read_at: when its request was read.
-            spans: what its prompt is made of (see `Sequence`), if that is to be found again.
-            answer_id: what the answer's tokens follow from, likewise.
+            answer_id: what the answer's tokens follow from (see `Span`), so that a later prompt
+                that holds it finds it in the prefix cache.
 
         Raises:
             RefusedError: the queue is full.
         """
+        spans = ask.prompt.spans() if self._prefix_caching else ()
         # Numbered, since a client may use its own id twice.
         sequence = Sequence(
             id=next(self._numbers),
             prompt_tokens=ask.prompt_tokens,
             output_tokens=output_tokens,
-            spans=spans,
+            spans=tuple(Span(*row) for row in spans),
             answer=answer_id,
             seed=ask.seed,
         )

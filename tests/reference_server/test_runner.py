@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from reference_server.engine import Engine, EngineConfig, LinearCost, Span
+from reference_server.engine import Engine, EngineConfig, LinearCost
 from reference_server.engine.routing import Routing
 from reference_server.metrics import Metrics
+from reference_server.prompt import Prompt
 from reference_server.runner import AbandonedError, Answer, Runner
 
 COST = LinearCost(
@@ -25,9 +26,13 @@ CONFIG = EngineConfig(cost=COST, prefix_caching=True, block_tokens=4)
 class Asked:
     """As much of a request as the runner looks at."""
 
-    prompt_tokens: int = 16
+    prompt: Prompt = field(default_factory=lambda: Prompt(tuple(range(16)), 16))
     max_tokens: int = 3
     seed: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.prompt.tokens
 
 
 def running(config: EngineConfig, replicas: int, scene: Any, **more: Any) -> tuple[Runner, Metrics]:
@@ -89,12 +94,11 @@ def test_an_engine_is_woken_while_another_sleeps() -> None:
 
 def test_a_prompt_is_found_again_and_told() -> None:
     """The second of two that begin alike has its tokens from the cache."""
-    spans = (Span(7, 16),)
     answers: list[Answer] = []
 
     async def scene(runner: Runner) -> None:
         for _ in range(2):
-            answers.append(ask(runner, spans=spans))
+            answers.append(ask(runner))
             await read(answers[-1])
 
     running(CONFIG, 1, scene)
