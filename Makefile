@@ -48,7 +48,7 @@ format: $(DEV)  ## Put the code into shape.
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(RUNTIME)  ## Measure this machine: error of the client against the truth, CPU per token: TABLES="plain stalls".
+bench: $(RUNTIME)  ## Measure this machine: error of the client against the truth, CPU per token: TABLES=stalls.
 	@$(BIN)/python -m bench $(TABLES)
 
 fuzz: $(DEV)  ## Fuzz decoder, replies and HTTP readers: SECONDS=600 SEED=1.
