@@ -27,7 +27,7 @@ COMMANDS = {
     "check": "Judge a run against an SLA file.",
     "dashboard": "Open the dashboard.",
     "doctor": "Ask an endpoint what it can do and what a run would measure.",
-    "serve": "Start the reference server.",
+    "serve": "Start a server: the simulator, real vLLM, or any other.",
 }
 OWN_FAILURE = 4
 

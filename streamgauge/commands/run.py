@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadgen.errors import OptionError
-from loadgen.options import OPTIONS, parse_duration
+from loadgen.options import OPTIONS, parse_duration, read_settings
 from streamgauge.commands._load_options import load_options
 from streamgauge.commands._options import default_db
+
+if TYPE_CHECKING:
+    from streamgauge.serving import Served
 
 DEFAULT_DURATION = "30s"
 DEFAULT_RAMP_S = 2.0
@@ -19,7 +23,14 @@ DEFAULT_RAMP_S = 2.0
 
 @click.command()
 @click.argument("scenario")
-@click.option("--host", metavar="URL", required=True, help="The endpoint, e.g. http://HOST:8000.")
+@click.option("--host", metavar="URL", help="The endpoint, e.g. http://HOST:8000.")
+@click.option(
+    "--serve",
+    metavar="SPEC",
+    help="Start the endpoint for this run and stop it after: sim, vllm:tiny, vllm:fp8,kv-fp8, "
+    "'cmd:COMMAND --port {port}', or sglang, tgi, tensorrt-llm, llama.cpp, transformers; flags "
+    "may follow ('sim:--gpu h200', 'vllm:fp8 --max-num-seqs 64').",
+)
 @click.option("--users", type=click.IntRange(min=1), default=1, show_default=True, help="Users.")
 @click.option(
     "--duration", metavar="S", help=f"How long requests become due (default {DEFAULT_DURATION})."
@@ -40,7 +51,8 @@ DEFAULT_RAMP_S = 2.0
 @load_options(OPTIONS)
 def command(
     scenario: str,
-    host: str,
+    host: str | None,
+    serve: str | None,
     users: int,
     duration: str | None,
     processes: int | None,
@@ -50,6 +62,9 @@ def command(
     **options: Any,
 ) -> int:
     """Run SCENARIO (a bundled name or a Locust file) against an endpoint, record it and report.
+
+    The endpoint is the one at --host, or one that --serve starts for this run; the run is then
+    labelled with server, version, flags, model and GPU.
 
     Exit codes: without --sla 0 once recorded, 2 if nothing could be sent; with --sla those of
     `streamgauge check`. Ctrl-C ends the run at once: what was open is recorded as unfinished.
@@ -67,13 +82,21 @@ def command(
         options["ramp"] = str(
             DEFAULT_RAMP_S if duration_s is None else min(DEFAULT_RAMP_S, duration_s / 5)
         )
-    words = ["--host", host, "-u", str(users), *_words(options)]
+    served = _served(host, serve, options)
+    words = ["-u", str(users), *_words(options)]
     if duration_s is not None:
         words += ["-t", f"{duration_s:.0f}s"]
     if processes is not None and processes > 1:
         words += _several(processes)
     calibration = None if no_calibrate else _calibrate(users, options["transport"])
-    result = run_load(path, words, ProgressLine(duration_s=duration_s))
+    progress = ProgressLine(duration_s=duration_s)
+    if served is None:
+        result = run_load(path, ["--host", str(host), *words], progress)
+    else:
+        with served.running() as (url, labels):
+            # The user's own labels stand after ours, and win.
+            first = ["--host", url, *(f"--label={name}={text}" for name, text in labels.items())]
+            result = run_load(path, [*first, *words], progress)
     if result.run_id is None:
         return 128 + result.signal if result.signal else result.exit_code or 4
     if calibration is not None:
@@ -91,6 +114,25 @@ def _several(processes: int) -> list[str]:
         port = str(probe.getsockname()[1])
     meet = ["--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port]
     return ["--processes", str(processes), *meet]
+
+
+def _served(host: str | None, serve: str | None, options: dict[str, Any]) -> Served | None:
+    """The server that ``--serve`` asks for, checked but not started; None with ``--host``.
+
+    The load's own options are checked too: a server may take minutes to start.
+    """
+    if serve is None:
+        if host is None:
+            raise click.UsageError("Which endpoint? Give --host URL, or have one started: --serve.")
+        return None
+    if host is not None:
+        raise click.UsageError("--serve starts the endpoint itself; leave --host out.")
+    from streamgauge.serving import serving
+
+    read_settings(SimpleNamespace(**options), "http://127.0.0.1:1")
+    served = serving(serve, options["model"])
+    options["model"] = served.model
+    return served
 
 
 def _calibrate(users: int, transport: str | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""``streamgauge serve``: the reference server, in the foreground until it is stopped."""
+"""``streamgauge serve``: a server to measure, in the foreground until it is stopped."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from reference_server.engine import EngineConfig, LinearCost
 from reference_server.process import READY
 from reference_server.quirks import Quirk
+from streamgauge.commands._serve_others import cmd, vllm
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -142,7 +143,11 @@ def _settings(where: str, settings: Iterable[_Setting]) -> Callable[[F], F]:
 
 @click.group("serve")
 def command() -> None:
-    """Start the reference server."""
+    """Start a server: the simulator, real vLLM, or any other."""
+
+
+command.add_command(vllm)
+command.add_command(cmd)
 
 
 @command.command("sim")
