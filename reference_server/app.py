@@ -240,6 +240,7 @@ class Simulator:
         Raises:
             RefusedError: it is refused; its mishap, the admission limit, or a fault nobody knows.
             BrokenOffError: its mishap was the whole answer.
+            AbandonedError: the client left meanwhile.
         """
         limit = self.settings.admission_limit
         if limit is not None and self._under_way >= limit:
@@ -262,7 +263,11 @@ class Simulator:
             self._file(truth, TruthOutcome.REFUSED)
             await _refuse(call, mishap)
         elif mishap.kind is Fault.SLOW_HEAD:
-            await asyncio.sleep(mishap.seconds)
+            try:
+                await call.pause(mishap.seconds)
+            except AbandonedError:
+                self._file(truth, TruthOutcome.CLIENT_LEFT)
+                raise
         elif mishap.kind in {Fault.DROP, Fault.EMPTY, Fault.HTML}:
             self._file(truth, TruthOutcome.BROKEN)
             if mishap.kind is Fault.DROP:

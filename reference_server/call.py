@@ -94,6 +94,20 @@ class Call:
         await self.begin(content_type, len(body), status, headers)
         return await self.write(body, last=True)
 
+    async def pause(self, seconds: float) -> None:
+        """Wait, but only as long as the client does.
+
+        Raises:
+            AbandonedError: it left meanwhile.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while (await self.receive())["type"] != "http.disconnect":
+                    pass
+        except TimeoutError:
+            return
+        raise AbandonedError
+
     async def hang_up(self, *, reset: bool = False) -> None:
         """Break off the connection, and wait until it is; the client may have done so already.
 

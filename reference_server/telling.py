@@ -38,6 +38,15 @@ _BODIES = {
 }
 _FIELD = {Fault.ERROR_EVENT: "event: error\ndata: ", Fault.ERROR_FIELD: "error: "}
 _ENDED_BY_DONE = {Fault.ERROR_FIRST, Fault.ERROR_OBJECT, Fault.ERROR_FLAT}
+_HANG_UPS = {Fault.CUT, Fault.RESET}
+_STRIKES_HALFWAY = {
+    Fault.STALL,
+    Fault.BAD_JSON,
+    Fault.TRUNCATE,
+    Fault.NO_FINISH,
+    *_HANG_UPS,
+    *_BODIES,
+}
 _BROKEN_LINE = b'data: {"id":"chatcmpl-\n\n'
 
 
@@ -105,7 +114,7 @@ class Telling:
         self._at_a_time = EVERY if Quirk.MERGED_EVENTS in quirks else 1
         self._type = "text/plain" if Quirk.PLAIN_TYPE in quirks else EVENT_STREAM
         self._early_head = Quirk.LATE_HEAD not in quirks
-        self._mishap = mishap
+        self._mishap = mishap if mishap and mishap.kind in _STRIKES_HALFWAY else None
         self._interval = stream_interval
         self._begun = False
         self._open = len(choices)
@@ -203,21 +212,18 @@ class Telling:
         if tokens <= length // 2 and kind is not Fault.ERROR_FIRST:
             return
         mishap, self._mishap = self._mishap, None
-        waiting, self._waiting = self._waiting, b""
         if kind is Fault.STALL:
-            self._waiting = waiting
-            await asyncio.sleep(mishap.seconds)
+            await self._call.pause(mishap.seconds)
             self._not_before = time.monotonic()
         elif kind is Fault.BAD_JSON:
-            self._waiting = waiting + _BROKEN_LINE
-        elif kind in {Fault.CUT, Fault.RESET}:
-            if not self._begun:
-                await self._begin()
+            self._waiting += _BROKEN_LINE
+        elif kind in _HANG_UPS:
+            await self._write(self._waiting, last=False)
             await self._call.hang_up(reset=kind is Fault.RESET)
             raise BrokenOffError
-        elif kind in {Fault.TRUNCATE, Fault.NO_FINISH} or kind in _BODIES:
+        else:
             end = DONE if kind is Fault.NO_FINISH else b""
-            await self._write(waiting + end + _error_event(kind), last=True)
+            await self._write(self._waiting + end + _error_event(kind), last=True)
             raise BrokenOffError
 
 
@@ -234,14 +240,15 @@ async def send_body(
         due_at: when it was to be written.
 
     Raises:
+        AbandonedError: the client left during a stall.
         BrokenOffError: a fault ended it.
     """
     kind = mishap.kind if mishap else None
     half = body[: len(body) // 2]
     if kind is Fault.STALL and mishap is not None:
-        await asyncio.sleep(mishap.seconds)
+        await call.pause(mishap.seconds)
         due_at = time.monotonic()
-    elif kind in {Fault.CUT, Fault.RESET}:
+    elif kind in _HANG_UPS:
         await call.begin(JSON, len(body))
         await call.write(half, last=False)
         await call.hang_up(reset=kind is Fault.RESET)

@@ -69,7 +69,7 @@ def alternatives(piece: str, number: int) -> tuple[tuple[str, float], ...]:
     Made up: they follow from the token, and each is at most half as likely as the one before it.
     """
     first = zlib.crc32(piece.encode(errors="replace"))
-    value = -0.01 - first % 1000 / 1000
+    value = round(-0.01 - first % 1000 / 1000, 3)
     others = (PIECES[(first + step) % len(PIECES)] for step in range(number))
     rows = [(piece, value)]
     for place, other in enumerate((word for word in others if word != piece), start=1):
