@@ -8,11 +8,14 @@ measures that when it starts, here it is an assumption).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from reference_server.engine.config import EngineConfig
 from reference_server.engine.cost import RooflineCost
 from reference_server.errors import SettingsError
 
 MEMORY_RATIO = 0.92  # vLLM 0.32's default of --gpu-memory-utilization
+_LARGE_BYTES = 70 * 2**30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,3 +50,22 @@ class Machine:
                 "weight."
             )
         object.__setattr__(self, "kv_cache_tokens", tokens)
+
+    def engine(self, **chosen: Any) -> EngineConfig:
+        """An engine on this machine.
+
+        Args:
+            chosen: fields of `EngineConfig`; those left out are vLLM's defaults for a server on
+                such a GPU (get_batch_defaults in vllm/engine/arg_utils.py).
+
+        Raises:
+            SettingsError: they contradict each other.
+        """
+        device = self.cost.device
+        large = device.memory_bytes >= _LARGE_BYTES and device.name not in {"a100", "xeon-8480"}
+        defaults = {
+            "max_num_seqs": 1024 if large else 256,
+            "max_batched_tokens": 8192 if large else 2048,
+            "kv_cache_tokens": self.kv_cache_tokens,
+        }
+        return EngineConfig(**(defaults | chosen), cost=self.cost)

@@ -156,6 +156,17 @@ def test_the_cache_gets_what_the_weights_leave() -> None:
     assert Machine(cost=LLAMA).kv_cache_tokens == expected
 
 
+def test_an_engine_has_vllms_defaults_for_its_gpu() -> None:
+    """Large ones take 1,024 sequences and 8,192 tokens a step; others, and an A100, less."""
+    large = Machine(cost=LLAMA).engine()
+    small = Machine(cost=replace(LLAMA, device=DEVICES["a10g"])).engine(max_num_seqs=7)
+
+    assert (large.max_num_seqs, large.max_batched_tokens) == (1024, 8192)
+    assert (small.max_num_seqs, small.max_batched_tokens) == (7, 2048)
+    assert large.kv_cache_tokens == Machine(cost=LLAMA).kv_cache_tokens
+    assert Machine(cost=replace(LLAMA, device=DEVICES["a100"])).engine().max_num_seqs == 256
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
