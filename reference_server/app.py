@@ -34,6 +34,7 @@ from reference_server.embeddings import (
     read_embedding_ask,
 )
 from reference_server.engine import Engine, EngineConfig
+from reference_server.engine.routing import Routing
 from reference_server.errors import RefusedError, SettingsError
 from reference_server.fields import bad, flag, missing, read_fields
 from reference_server.inject import REFUSALS, Fault, Mishap, Plan, read_mishap, read_plan
@@ -52,6 +53,7 @@ Handler = Callable[["Call"], Awaitable[None]]
 _OPEN_WHILE_STARTING = {"/truth", "/faults"}  # ours, not the server's that is simulated
 _LOGIN_PAGE = b"<!doctype html><title>Log in</title><h1>Please log in</h1>\n"
 _GATEWAY_PAGE = b"<!doctype html><title>Error</title><h1>Internal server error</h1>\n"
+_NO_WORDS = Script(pieces=iter(()), length=1, reasoning_tokens=0, finish_reason="stop")
 _ID_PREFIXES = {Api.CHAT: "chatcmpl-", Api.COMPLETIONS: "cmpl-", Api.RESPONSES: "resp_"}
 
 
@@ -68,10 +70,12 @@ class SimulatorSettings:
         admission_limit: requests under way at once; one more is refused with 429. None: any number.
         startup_s: until then after the start all is answered with 503, as if a model were loaded.
         stream_interval: tokens an event, after the first; a request can ask for more.
-        prompt_tokens_details: usage tells the cached tokens, as far as the engine knows them.
+        prompt_tokens_details: usage tells the tokens that were found in the prefix cache.
         quirks: how it differs from vLLM.
         faults: which requests it fails, and how.
         engine: the machine that is simulated.
+        replicas: so many of them, behind a router.
+        routing: how requests are spread over them.
     """
 
     model: str = "sim-8b"
@@ -86,12 +90,14 @@ class SimulatorSettings:
     quirks: frozenset[Quirk] = frozenset()
     faults: Plan = field(default_factory=Plan)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    replicas: int = 1
+    routing: Routing = Routing.LEAST_LOADED
 
     def __post_init__(self) -> None:
-        if not 1 < self.max_model_len <= self.engine.kv_cache_tokens:
+        if not 1 < self.max_model_len <= self.engine.longest:
             raise SettingsError(
                 f"--max-model-len must lie between 2 and the KV cache's size of "
-                f"{self.engine.kv_cache_tokens} tokens, got {self.max_model_len}."
+                f"{self.engine.longest} tokens, got {self.max_model_len}."
             )
         if not 0 <= self.eos_probability < 1:
             raise SettingsError(
@@ -117,7 +123,8 @@ class Simulator:
             max_choices=settings.max_choices,
         )
         self._metrics = Metrics(settings.model, settings.engine)
-        self._runner = Runner(Engine(settings.engine), self._metrics)
+        engines = [Engine(settings.engine) for _ in range(settings.replicas)]
+        self._runner = Runner(engines, self._metrics, settings.routing)
         self._started_at = int(time.time())
         self._ready_at = time.monotonic() + settings.startup_s
         self._under_way = 0
@@ -194,13 +201,13 @@ class Simulator:
         if mishap is not None and isinstance(mishap.kind, Quirk):
             quirks |= {mishap.kind}
         scripts = [self._script(ask, index) for index in range(ask.choices)]
-        answers = self._submit(((ask, script.length, _why(script)) for script in scripts), truth)
+        answers = self._submit([(ask, script) for script in scripts], truth)
         choices = [
             Choice(*parts) for parts in zip(range(ask.choices), scripts, answers, strict=True)
         ]
         telling = Telling(
             call,
-            self._reply(ask, truth.id, quirks),
+            self._reply(ask, truth.id, quirks, answers[0]),
             choices,
             truth,
             quirks=quirks,
@@ -218,7 +225,7 @@ class Simulator:
         truth = self._open_truth(call, read_at, streamed=False)
         mishap = await self._befall(call, truth)
         truth.tokens = 0
-        answers = self._submit([(ask, 1, "stop") for ask in asked.asks()], truth)
+        answers = self._submit([(ask, _NO_WORDS) for ask in asked.asks()], truth)
         reply = embeddings_body(asked, f"embd-{truth.id}", self.settings.model, int(time.time()))
 
         async def tell() -> None:
@@ -279,7 +286,7 @@ class Simulator:
         return mishap
 
     def _script(self, ask: Ask, index: int) -> Script:
-        return write_script(
+        script = write_script(
             Speech(
                 seed=seed_of_choice(ask.seed, index),
                 max_tokens=ask.max_tokens,
@@ -291,9 +298,11 @@ class Simulator:
                 function=ask.function,
             )
         )
+        # A later prompt that holds the answer is to be known by it.
+        return script.written_out() if self.settings.engine.prefix_caching else script
 
-    def _submit(self, wanted: Iterable[tuple[Ask, int, str]], truth: OpenTruth) -> list[Answer]:
-        """Hand sequences to the engine, each with its length and why it ends there.
+    def _submit(self, wanted: Iterable[tuple[Ask, Script]], truth: OpenTruth) -> list[Answer]:
+        """Hand answers to the engine, each as a sequence of its own.
 
         Raises:
             RefusedError: the queue has no room for all of them.
@@ -301,20 +310,27 @@ class Simulator:
         # A request that a fault has kept waiting reaches the engine only now.
         read_at = truth.read_at if truth.fault is None else time.monotonic()
         answers: list[Answer] = []
-        for ask, length, reason in wanted:
+        for ask, script in wanted:
+            # The engine knows no tools.
+            reason = "length" if script.finish_reason == "length" else "stop"
             try:
-                answers.append(self._runner.submit(ask, length, reason, read_at))
+                answer = self._runner.submit(
+                    ask, script.length, reason, read_at, answer_id=script.text_id
+                )
             except RefusedError:
                 self._abort(answers)
                 raise
+            answers.append(answer)
         return answers
 
     def _abort(self, answers: Sequence[Answer]) -> None:
         for answer in answers:
             self._runner.abort(answer)
 
-    def _reply(self, ask: Ask, request_id: str, quirks: frozenset[Quirk]) -> Reply | ResponsesReply:
-        """In which words it is answered."""
+    def _reply(
+        self, ask: Ask, request_id: str, quirks: frozenset[Quirk], first: Answer
+    ) -> Reply | ResponsesReply:
+        """In which words it is answered; ``first`` is the engine's side of its first choice."""
         reply_id, created = _ID_PREFIXES[ask.api] + request_id, int(time.time())
         if ask.api is Api.RESPONSES:
             return ResponsesReply(
@@ -323,8 +339,10 @@ class Simulator:
                 created=created,
                 prompt_tokens=ask.prompt_tokens,
                 max_tokens=ask.max_tokens,
+                cached_tokens=lambda: first.cached_tokens,
                 quirks=quirks,
             )
+        tells = self.settings.prompt_tokens_details
         return Reply(
             chat=ask.chat,
             id=reply_id,
@@ -336,6 +354,7 @@ class Simulator:
             choices=ask.choices,
             prompt_ids=ask.prompt.ids() if ask.token_ids else None,
             logprobs=ask.logprobs,
+            cached_tokens=lambda: first.cached_tokens if tells else None,
             quirks=quirks,
         )
 
@@ -427,11 +446,6 @@ class Simulator:
         except SettingsError as error:
             raise bad(str(error), "faults") from error
         await self._show_faults(call)
-
-
-def _why(script: Script) -> str:
-    """Why an answer ends, in the engine's words, which knows no tools."""
-    return "length" if script.finish_reason == "length" else "stop"
 
 
 async def _refuse(call: Call, mishap: Mishap) -> None:

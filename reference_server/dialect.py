@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
@@ -82,7 +82,8 @@ class Reply:
         choices: how many answers.
         prompt_ids: the prompt's tokens, where token ids were asked for.
         logprobs: so many alternatives are told beside each token; None: nothing is told.
-        cached_tokens: of the prompt, found in the prefix cache; None: the server does not tell.
+        cached_tokens: of the prompt, found in the prefix cache; asked at the end, since it is not
+            known before. None, and as in vLLM 0: nothing is told.
         quirks: how it differs from vLLM.
     """
 
@@ -97,7 +98,7 @@ class Reply:
     choices: int = 1
     prompt_ids: Sequence[int] | None = None
     logprobs: int | None = None
-    cached_tokens: int | None = None
+    cached_tokens: Callable[[], int | None] = lambda: None
     quirks: frozenset[Quirk] = frozenset()
     _start: str = field(init=False, repr=False, default="")
 
@@ -218,9 +219,8 @@ class Reply:
         tokens = sum(told.tokens for told in choices)
         thoughts = sum(told.script.reasoning_tokens for told in choices)
         details = f'{{"reasoning_tokens":{thoughts}}}' if thoughts else "null"
-        cached = "null"
-        if self.cached_tokens is not None:
-            cached = f'{{"cached_tokens":{self.cached_tokens}}}'
+        cached_tokens = self.cached_tokens()
+        cached = f'{{"cached_tokens":{cached_tokens}}}' if cached_tokens else "null"
         usage = (
             f'{self._usage(tokens)[:-1]},"prompt_tokens_details":{cached},'
             f'"completion_tokens_details":{details}}}'
@@ -371,8 +371,8 @@ class Reply:
     def _full_usage(self, tokens: int, reasoning_tokens: int) -> str:
         """Usage with what is known of its parts."""
         parts = ""
-        if self.cached_tokens is not None:
-            parts = f',"prompt_tokens_details":{{"cached_tokens":{self.cached_tokens}}}'
+        if cached := self.cached_tokens():
+            parts = f',"prompt_tokens_details":{{"cached_tokens":{cached}}}'
         if reasoning_tokens:
             parts += f',"completion_tokens_details":{{"reasoning_tokens":{reasoning_tokens}}}'
         return f"{self._usage(tokens)[:-1]}{parts}}}"

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from reference_server.fields import Fields, bad, missing
-from reference_server.text import TOKENS_OF_OPENING, TOKENS_PER_MESSAGE, count_tokens, tokenize
+from reference_server.text import (
+    TOKENS_OF_OPENING,
+    TOKENS_PER_MESSAGE,
+    answer_id,
+    count_tokens,
+    tokenize,
+)
 
 _SPAN_TOKENS = 16  # prompts are told apart in steps of so many, the smallest block in use
 
@@ -73,11 +79,6 @@ class Prompt:
     def seed(self) -> int:
         """A number that follows from what is asked, and nothing else."""
         return zlib.crc32(repr(self.content).encode(errors="replace"))
-
-
-def answer_id(text: str) -> int:
-    """What the tokens of an answer follow from, when the answer is part of a later prompt."""
-    return zlib.crc32(text.encode(errors="replace"))
 
 
 def chat_prompt(fields: Fields) -> Prompt:

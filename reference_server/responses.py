@@ -9,7 +9,7 @@ told in deltas, and closed by events that say all of it again. An answer cut at 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -35,7 +35,7 @@ class ResponsesReply:
         id: with its prefix ``resp_``.
         created: seconds since 1970.
         max_tokens: as asked for.
-        cached_tokens: of the prompt, found in the prefix cache; None: the server does not tell.
+        cached_tokens: of the prompt, found in the prefix cache; asked at the end.
         quirks: how it differs from vLLM; only comments and missing usage have a meaning here.
     """
 
@@ -44,7 +44,7 @@ class ResponsesReply:
     created: int
     prompt_tokens: int
     max_tokens: int
-    cached_tokens: int | None = None
+    cached_tokens: Callable[[], int | None] = lambda: None
     quirks: frozenset[Quirk] = frozenset()
     _number: int = field(default=0, init=False)  # of the next event
     _told: Told | None = field(default=None, init=False)
@@ -180,7 +180,7 @@ class ResponsesReply:
             return None
         return {
             "input_tokens": self.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": self.cached_tokens or 0},
+            "input_tokens_details": {"cached_tokens": self.cached_tokens() or 0},
             "output_tokens": tokens,
             "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
             "total_tokens": self.prompt_tokens + tokens,

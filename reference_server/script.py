@@ -16,12 +16,12 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import chain, islice
 from typing import NamedTuple
 
-from reference_server.text import answer_length, words
+from reference_server.text import answer_id, answer_length, words
 
 TOKENS_BEFORE_CALL = 4
 """Tokens of a tool call up to the one that completes its name; only then is anything shown."""
@@ -95,6 +95,8 @@ class Script:
         finish_reason: ``length``, ``stop`` or ``tool_calls``.
         stop_reason: the stop string that ended it.
         function: the tool it calls.
+        text_id: what its tokens follow from, where it is nothing but text; None: it is not, or
+            nobody asked (`written_out`).
     """
 
     pieces: Iterator[Piece]
@@ -103,6 +105,14 @@ class Script:
     finish_reason: str
     stop_reason: str | None = None
     function: Function | None = None
+    text_id: int | None = None
+
+    def written_out(self) -> Script:
+        """The same, with an id that the same text has as a message of a later prompt."""
+        pieces = list(self.pieces)
+        plain = all(piece.kind is Kind.TEXT for piece in pieces) and self.stop_reason is None
+        text = "".join(piece.token for piece in pieces)
+        return replace(self, pieces=iter(pieces), text_id=answer_id(text) if plain else None)
 
 
 def write_script(speech: Speech) -> Script:

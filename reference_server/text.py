@@ -54,6 +54,11 @@ def token_id(piece: str) -> int:
     return zlib.crc32(piece.strip().encode(errors="replace")) % VOCABULARY
 
 
+def answer_id(text: str) -> int:
+    """What the tokens of an answer follow from, as an answer and as part of a later prompt."""
+    return zlib.crc32(text.encode(errors="replace"))
+
+
 def detokenize(ids: Sequence[int]) -> str:
     """A text of so many tokens: an answer's words as they were, others as words of that list.
 

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reference_server.prompt import answer_id, chat_prompt, plain_prompt
-from reference_server.text import count_tokens
+from reference_server.prompt import chat_prompt, plain_prompt
+from reference_server.text import answer_id, count_tokens
 
 MESSAGES = st.lists(
     st.fixed_dictionaries(
