@@ -101,6 +101,11 @@ class EngineConfig:
         """Blocks of the KV cache."""
         return self.kv_cache_tokens // self.block_tokens
 
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence can have at most, prompt and answer together."""
+        return self.blocks * self.block_tokens - self.drafts
+
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""
         return -(-tokens // self.block_tokens)

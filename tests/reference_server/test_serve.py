@@ -12,10 +12,15 @@ import time
 import httpx
 import pytest
 
+from reference_server.engine import RooflineCost
+from reference_server.engine.cost import QUANTIZATIONS, Prompts
+from reference_server.engine.hardware import DEVICES
+from reference_server.engine.machine import Machine
+from reference_server.engine.models import MODELS
 from reference_server.errors import SettingsError, StartError
 from reference_server.kernel import run_before_others
 from reference_server.process import SimProcess
-from tests.reference_server.conftest import chat, wait_for
+from tests.reference_server.conftest import chat, truth_of, wait_for
 
 SIM = [sys.executable, "-m", "streamgauge", "serve", "sim"]
 
@@ -157,3 +162,55 @@ def test_real_time_without_the_right_to_it_is_one_sentence(
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
     with pytest.raises(SettingsError, match=r"--realtime needs the right .* run without it\.$"):
         run_before_others()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--gpu", "h200"], "The model 'sim-8b' is not known; choose one of llama-3.1-8b"),
+        (["--gpu", "h300", "--model", "tiny"], "The GPU 'h300' is not known; choose one of h200"),
+        (["--quantization", "fp8"], "--quantization needs --gpu."),
+        (
+            ["--gpu", "h200", "--model", "tiny", "--quantization", "q4"],
+            "The quantization 'q4' is not known",
+        ),
+        (
+            ["--gpu", "h200", "--model", "tiny", "--decode-base", "1ms"],
+            "--decode-base has no effect with --gpu.",
+        ),
+        (["--acceptance-ratio", "0.5"], "--acceptance-ratio needs --draft-tokens."),
+        (["--routing", "round-robin"], "--routing needs --replicas."),
+        (["--gpu", "h100", "--model", "llama-3.1-70b"], "no room for a KV cache on 1 x NVIDIA"),
+        (["--kv-cache-tokens", "8191"], "--max-model-len must lie between 2 and the KV cache's"),
+        (["--draft-tokens", "64"], "token budget (2048 a step) must be at least"),
+    ],
+)
+def test_machines_that_make_no_sense_are_refused(options: list[str], says: str) -> None:
+    """One sentence, exit code 2, nothing served."""
+    result = run("--port", "0", *options)
+
+    assert result.returncode == 2
+    assert says in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_a_model_on_a_gpu_keeps_its_schedule() -> None:
+    """Llama 8B in 8 bits on an H200: the schedule of a lone request is what its cost says."""
+    options = ["--model", "llama-3.1-8b", "--gpu", "h200", "--quantization", "fp8"]
+    cost = RooflineCost(
+        model=MODELS["llama-3.1-8b"],
+        device=DEVICES["h200"],
+        quantization=QUANTIZATIONS["fp8"],
+    )
+    with SimProcess(*options, "--prefix-caching", "--replicas", "2") as process:
+        url = f"{process.url}/v1/chat/completions"
+        httpx.post(url, json=chat(model=None, max_tokens=5), headers={"x-request-id": "lone"})
+        truth = truth_of(process.url, "lone")
+        page = httpx.get(f"{process.url}/metrics").text
+
+    expected_s = sum(cost.line(1).at(10 + made) for made in range(1, 5))
+    expected_s += cost.line(0, Prompts(1, 10, 55)).base_s
+    took_s = truth["last_scheduled_at"] - truth["read_at"]
+    assert took_s == pytest.approx(expected_s, abs=1e-6)
+    assert f'num_gpu_blocks="{Machine(cost=cost).kv_cache_tokens // 16}"' in page
+    assert 'enable_prefix_caching="True"' in page
