@@ -25,7 +25,7 @@ from reference_server.metrics import Metrics
 from reference_server.vllm_process import MODEL_NAME, VllmProcess, ensure_tiny_model
 from tests.reference_server.test_metrics import parse
 
-pytestmark = [pytest.mark.vllm, pytest.mark.needs("vllm")]
+pytestmark = [pytest.mark.vllm, pytest.mark.needs("vllm"), pytest.mark.usefixtures("logs_apart")]
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = ROOT / ".venv-vllm"
 STREAMGAUGE = [sys.executable, "-m", "streamgauge"]
@@ -125,9 +125,7 @@ def test_a_client_that_leaves_ends_its_request(server: VllmProcess) -> None:
     """Soon nothing runs, and far fewer tokens were generated than asked for."""
     before = total(server, "vllm:generation_tokens_total")
     body = {"model": MODEL_NAME, "prompt": "Once", "max_tokens": 8000, "ignore_eos": True}
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", int(server.url.rpartition(":")[2]), timeout=60
-    )
+    connection = http.client.HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     connection.request(
         "POST",
         "/v1/completions",

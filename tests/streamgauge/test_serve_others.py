@@ -26,6 +26,7 @@ from tests.reference_server.standins import (
     write_vllm_python,
 )
 
+pytestmark = pytest.mark.usefixtures("logs_apart")
 PATIENCE_S = 60.0
 STREAMGAUGE = [sys.executable, "-m", "streamgauge"]
 METRONOME = f"cmd:{sys.executable} -m streamgauge serve sim --metronome --ttft 60ms --itl 1ms"
@@ -126,6 +127,19 @@ def test_a_signal_while_it_starts_leaves_nothing_running(
         process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     expect_gone(*pids_in(log).values())
+
+
+def test_setting_up_where_it_cannot_be_had_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where pip finds no build of torch for this CPU, nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    words = ["serve", "vllm", "--setup", "--profile", "tiny"]
+    assert "vLLM on a CPU needs torch" in refusal(words, monkeypatch, capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_variants_are_listed() -> None:
