@@ -101,6 +101,7 @@ class Reply:
     cached_tokens: Callable[[], int | None] = lambda: None
     quirks: frozenset[Quirk] = frozenset()
     _start: str = field(init=False, repr=False, default="")
+    _plain: bool = field(init=False, repr=False, default=False)  # no event has anything unusual
 
     def __post_init__(self) -> None:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
@@ -109,6 +110,8 @@ class Reply:
             f'"model":{compact(self.model)},"choices":['
         )
         object.__setattr__(self, "_start", start)
+        plain = not self.quirks and self.logprobs is None and self.prompt_ids is None
+        object.__setattr__(self, "_plain", plain)
         if Quirk.NO_USAGE in self.quirks:
             object.__setattr__(self, "usage", False)
             object.__setattr__(self, "running_usage", False)
@@ -157,6 +160,10 @@ class Reply:
         script = told.script
         told.tokens += len(pieces)
         ended = told.tokens >= script.length
+        if self._plain and not (ended or told.index or len(pieces) > 1):
+            ((kind, text, _),) = pieces
+            if kind is Kind.TEXT:  # as nearly all are
+                return self.token(text, told.tokens)
         runs = [
             (kind, list(run))
             for kind, run in groupby(pieces, key=lambda piece: piece.kind)

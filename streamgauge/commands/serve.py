@@ -49,6 +49,8 @@ _SIMULATOR_SETTINGS = (
              "requests under way at once; more are refused with 429. Without it: any number."),
     Setting("--stream-interval", "stream_interval", COUNT, 1,
              "tokens an event, after the first."),
+    Setting("--enable-prompt-tokens-details", "prompt_tokens_details", bool, False,
+            "usage tells the tokens that were found in the prefix cache."),
     Setting("--quirk", "quirks", click.Choice([quirk.value for quirk in Quirk]), (),
              "differ from vLLM in this way (docs/simulator.md); may be repeated.", multiple=True),
     Setting("--fault", "faults", str, (),

@@ -316,3 +316,19 @@ def test_a_starting_server_says_so_and_an_admission_limit_holds() -> None:
     assert 0.2 < ready_s < 10
     assert (second.status_code, second.headers["retry-after"]) == (429, "1")
     assert third.status_code == 200
+
+
+def test_the_next_turn_finds_this_one_in_the_cache() -> None:
+    """Its prompt and, as a message of the next one, its answer; usage tells how much."""
+    options = ("--prefix-caching", "--enable-prompt-tokens-details", "--prefill-base", "1ms")
+    question = {"role": "user", "content": "How are you? " * 40}
+    with SimProcess(*options, "--model", "tiny", "--decode-base", "1ms") as process:
+        first = post(process.url, CHAT, {"messages": [question], "max_tokens": 40})
+        answer = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
+        turn = {"messages": [question, answer, {"role": "user", "content": "Good."}]}
+        second = stream(process.url, CHAT, {**turn, "max_tokens": 5, "stream_options": OPTIONS})
+    known = first["usage"]["total_tokens"]
+
+    assert first["usage"]["prompt_tokens_details"] is None, "as vLLM: nothing rather than 0"
+    cached = second[-2]["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert known - 32 <= cached <= known, "all whole blocks of 16, but for the last one"

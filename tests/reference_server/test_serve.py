@@ -52,6 +52,11 @@ def test_a_port_in_use_is_one_sentence_and_exit_code_2(mode: list[str]) -> None:
         (["--metronome", "--ttft", "5 parsecs"], "'5 parsecs' is not a duration; write 50ms"),
         (["--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY, which is not set"),
         (["--max-model-len", "1000000"], "--max-model-len must lie between 2 and the KV cache's"),
+        (["--fault", "reset:2"], "The rate of a fault must lie between 0 and 1, got '2'"),
+        (["--fault", "rset:0.1"], "There is no fault 'rset'; known are: 429,"),
+        (["--fault", "cut:0.6", "--fault", "drop:0.6"], "add up to 1 at most, got 1.2"),
+        (["--quirk", "none"], "'none' is not one of 'no-done'"),
+        (["--metronome", "--quirk", "crlf"], "--quirk has no effect with --metronome."),
         (["--host", "no.such.host.invalid"], "Cannot listen on no.such.host.invalid:8000"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -23,6 +24,7 @@ from reference_server.quirks import Quirk
 from tests.loadgen.playing import make_client
 from tests.reference_server.conftest import chat, truth_of
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 8
 PROMPT = "How are you?"
 FAULTS: dict[str, tuple[Outcome, set[str]]] = {
@@ -101,6 +103,13 @@ def records(url: str) -> dict[str | None, RequestRecord]:
 def test_the_tables_have_every_fault() -> None:
     """So a new one cannot go untested."""
     assert {name.partition(":")[0] for name in FAULTS} == set(Fault)
+
+
+def test_the_page_names_every_fault_and_quirk() -> None:
+    """So that what can be asked for can be looked up."""
+    page = (ROOT / "docs" / "simulator.md").read_text(encoding="utf-8")
+
+    assert {kind for kind in (*Fault, *Quirk) if f"`{kind}`" not in page} == set()
 
 
 @pytest.mark.parametrize("name", FAULTS)
