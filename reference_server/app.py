@@ -44,6 +44,7 @@ from reference_server.quirks import Quirk
 from reference_server.responses import ResponsesReply
 from reference_server.runner import AbandonedError, Answer, Runner
 from reference_server.script import Script, Speech, seed_of_choice, write_script
+from reference_server.steps import StepWatch
 from reference_server.telling import BrokenOffError, Choice, Telling, send_body
 from reference_server.text import detokenize, token_strings
 from reference_server.truth import OpenTruth, TruthLog, TruthOutcome
@@ -125,6 +126,9 @@ class Simulator:
         self._metrics = Metrics(settings.model, settings.engine)
         engines = [Engine(settings.engine) for _ in range(settings.replicas)]
         self._runner = Runner(engines, self._metrics, settings.routing)
+        self._steps = StepWatch(
+            self._metrics.step_lateness_s.observe, self._metrics.step_spread_s.observe
+        )
         self._started_at = int(time.time())
         self._ready_at = time.monotonic() + settings.startup_s
         self._under_way = 0
@@ -213,6 +217,7 @@ class Simulator:
             quirks=quirks,
             mishap=mishap,
             stream_interval=max(ask.stream_interval, self.settings.stream_interval),
+            steps=self._steps,
         )
         await self._see_through(
             call, answers, truth, telling.stream if ask.stream else telling.whole

@@ -214,6 +214,18 @@ class Metrics:
             _LATENESS_S,
             model_name=model,
         )
+        self.step_lateness_s = Histogram(
+            "sim:step_lateness_seconds",
+            "The first write of a step's tokens against the engine's schedule.",
+            _LATENESS_S,
+            model_name=model,
+        )
+        self.step_spread_s = Histogram(
+            "sim:step_spread_seconds",
+            "The last write of a step's tokens after the first.",
+            _LATENESS_S,
+            model_name=model,
+        )
 
         if config.speculation:
             self.drafts = counter("spec_decode_num_drafts", "How often tokens were drafted.")

@@ -19,6 +19,7 @@ from reference_server.inject import Fault, Mishap
 from reference_server.quirks import EVERY, Quirk
 from reference_server.runner import Answer
 from reference_server.script import Piece, Script
+from reference_server.steps import StepWatch
 from reference_server.truth import OpenTruth
 
 _WORDS = "The engine failed; this fault was asked for."
@@ -93,6 +94,7 @@ class Telling:
         quirks: how it differs from vLLM.
         mishap: what strikes it; None: nothing.
         stream_interval: tokens an event, after the first.
+        steps: told of every write that is due with a step.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Telling:
         quirks: frozenset[Quirk] = frozenset(),
         mishap: Mishap | None = None,
         stream_interval: int = 1,
+        steps: StepWatch | None = None,
     ) -> None:
         self._call = call
         self._reply = reply
@@ -116,6 +119,7 @@ class Telling:
         self._early_head = Quirk.LATE_HEAD not in quirks
         self._mishap = mishap if mishap and mishap.kind in _STRIKES_HALFWAY else None
         self._interval = stream_interval
+        self._steps = steps
         self._begun = False
         self._open = len(choices)
         self._tokens = 0  # told so far, of all choices
@@ -190,6 +194,8 @@ class Telling:
         event, self._waiting, self._writes_waiting = self._waiting, b"", 0
         truth.scheduled_at.extend([max(due_at, self._not_before)] * count)
         written_at = await self._write(event, last=last)
+        if self._steps is not None and due_at > self._not_before:
+            self._steps.note(due_at, written_at)
         truth.written_at.extend([written_at] * count)
         truth.tokens = self._tokens
         truth.held_back += self._call.held_back
