@@ -290,6 +290,7 @@ writing. The model is a Llama of 3 million random weights, made on the spot
 counters are those of a real vLLM. The server may use all cores but one, which is left to the
 client: in a run where both had all of them the client waited for a CPU 11 % of the time, and the
 report called it invalid. The latencies say nothing about vLLM's speed on hardware meant for it.
+How such a server is started, its variants, and other servers: [serving.md](serving.md).
 
 | what | value |
 | --- | --- |
