@@ -51,7 +51,7 @@ PRESETS: Final = {
             ),
             ready_path="/health",
             model="a model of the hub or a folder",
-            source="docs.sglang.io: Quickstart, and SGLang Native APIs (2026)",
+            source="docs.sglang.io, SGLang Native APIs (2026); sgl-project/sglang, http_server.py",
         ),
         Preset(
             name="tgi",

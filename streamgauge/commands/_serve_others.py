@@ -66,7 +66,7 @@ def vllm(
     from reference_server.vllm_process import plan, tiny_model_for
     from reference_server.vllm_python import find
     from reference_server.vllm_variants import listed
-    from streamgauge.serving import tell
+    from streamgauge.serving import stopping_in_order, tell
 
     names = [name for word in variants for name in word.split(",")]
     if names == ["list"]:
@@ -76,19 +76,15 @@ def vllm(
     if url is not None:
         return _wait_for(url)
     gpus = find_gpus()
-    if setup and python is None:
-        _set_up(on_gpus=bool(gpus) and profile in {None, "gpu"})
-    chosen = plan(
-        find(python),
-        model=model,
-        profile=profile,
-        variants=names,
-        flags=flags,
-        gpus=gpus,
-    )
-    tell(f"vLLM {chosen.vllm.version} of {chosen.vllm.python}, profile {chosen.profile}")
-    tiny = tiny_model_for(chosen.vllm) if chosen.profile == "tiny" else None
-    return _serve(chosen.launch(port or free_port(), tiny), "vllm", log)
+    with stopping_in_order():
+        if setup and python is None:
+            _set_up(on_gpus=bool(gpus) and profile in {None, "gpu"})
+        chosen = plan(
+            find(python), model=model, profile=profile, variants=names, flags=flags, gpus=gpus
+        )
+        tell(f"vLLM {chosen.vllm.version} of {chosen.vllm.python}, profile {chosen.profile}")
+        tiny = tiny_model_for(chosen.vllm) if chosen.profile == "tiny" else None
+        return _serve(chosen.launch(port or free_port(), tiny), "vllm", log)
 
 
 @click.command("cmd")
@@ -120,6 +116,7 @@ def cmd(
     """
     from reference_server.launch import free_port
     from reference_server.presets import command_launch, preset_launch
+    from streamgauge.serving import stopping_in_order
 
     port = port or free_port()
     if preset is not None:
@@ -135,7 +132,8 @@ def cmd(
         raise click.UsageError("--model is for a --preset; put it into the command itself.")
     else:
         launch = command_launch(words, ready_url=ready_url, port=port)
-    return _serve(launch, "cmd", log)
+    with stopping_in_order():
+        return _serve(launch, "cmd", log)
 
 
 def _expect_flags(flags: tuple[str, ...]) -> None:
@@ -172,11 +170,11 @@ def _serve(launch: Launch, kind: str, log: Path | None) -> int:
     """Run a server until it is told to stop, or ends by itself; the exit code."""
     from reference_server.launch import LaunchedServer
     from reference_server.process import READY
-    from streamgauge.serving import Stopped, log_file, stopping_in_order, tell
+    from streamgauge.serving import Stopped, log_file, tell
 
     file = log_file(kind, log)
     tell(f"starting {launch.name}; its log is {file}")
-    with stopping_in_order(), LaunchedServer(launch, log=file, say=tell) as server:
+    with LaunchedServer(launch, log=file, say=tell) as server:
         click.echo(f"{READY}{server.url}")
         try:
             server.wait()

@@ -127,10 +127,11 @@ def _served(host: str | None, serve: str | None, options: dict[str, Any]) -> Ser
         return None
     if host is not None:
         raise click.UsageError("--serve starts the endpoint itself; leave --host out.")
-    from streamgauge.serving import serving
+    from streamgauge.serving import serving, stopping_in_order
 
     read_settings(SimpleNamespace(**options), "http://127.0.0.1:1")
-    served = serving(serve, options["model"])
+    with stopping_in_order():
+        served = serving(serve, options["model"])
     options["model"] = served.model
     return served
 
