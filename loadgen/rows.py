@@ -22,6 +22,9 @@ from locust.stats import StatsEntry
 from collectors.records import Outcome, RequestRecord
 from collectors.table import Floats
 
+MAX_FAILURES = 100
+"""Texts of failures; Locust keeps each for ever, and further ones are told by their outcome."""
+
 
 class RequestFailedError(Exception):
     """What Locust's statistics show for a failed request; its text is the outcome."""
@@ -32,6 +35,7 @@ class StatsRows:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
+        self._failures: set[str] = set()
 
     def fire(self, record: RequestRecord) -> None:
         """Tell Locust, and whoever listens, of a request as it ends; response time is its E2E."""
@@ -45,9 +49,21 @@ class StatsRows:
             name=_name(record),
             response_time=(e2e_s or 0.0) * 1000.0,
             response_length=0,
-            exception=_failure(record),
+            exception=self._failure(record),
             context={},
         )
+
+    def _failure(self, record: RequestRecord) -> RequestFailedError | None:
+        """What failed, and how as long as that makes few rows: many servers number each error."""
+        if record.outcome in (Outcome.OK, Outcome.CANCELLED):
+            return None
+        words = record.outcome.value
+        told = f"{words}: {record.detail}" if record.detail else words
+        if told not in self._failures:
+            if len(self._failures) >= MAX_FAILURES:
+                return RequestFailedError(words)
+            self._failures.add(told)
+        return RequestFailedError(told)
 
     def log(self, records: Iterable[RequestRecord]) -> None:
         """Write the other rows of a batch: a TTFT and a TOKENS value a request, an ITL value a gap.
@@ -90,10 +106,3 @@ def log_many(entry: StatsEntry, values: Floats) -> None:
 
 def _name(record: RequestRecord) -> str:
     return record.task or record.scenario or "request"
-
-
-def _failure(record: RequestRecord) -> RequestFailedError | None:
-    if record.outcome in (Outcome.OK, Outcome.CANCELLED):
-        return None
-    words = record.outcome.value
-    return RequestFailedError(f"{words}: {record.detail}" if record.detail else words)

@@ -13,7 +13,7 @@ from locust.env import Environment
 from locust.stats import RequestStats, StatsEntry
 
 from collectors.records import Outcome, RequestRecord
-from loadgen.rows import RequestFailedError, StatsRows, log_many
+from loadgen.rows import MAX_FAILURES, RequestFailedError, StatsRows, log_many
 
 GAPS_MS = (20.0, 20.2, 35.0, 147.0)
 
@@ -113,3 +113,19 @@ def test_an_event_tells_the_outcome(changes: dict[str, Any], kind: str, words: s
     error = event["exception"]
     assert (None if error is None else str(error)) == words
     assert error is None or isinstance(error, RequestFailedError)
+
+
+def test_servers_that_number_their_errors_fill_no_memory() -> None:
+    """Locust keeps every text it is told; beyond the first hundred it is told the outcome alone."""
+    environment = Environment()
+    told: list[str] = []
+    environment.events.request.add_listener(lambda exception, **_: told.append(str(exception)))
+    rows = StatsRows(environment)
+    for number in range(1000):
+        rows.fire(record(outcome=Outcome.IN_BAND_ERROR, detail=f"request {number} failed"))
+    rows.fire(record(outcome=Outcome.IN_BAND_ERROR, detail="request 7 failed"))
+    rows.fire(record(outcome=Outcome.RESET))
+
+    assert len(set(told)) == MAX_FAILURES + 2
+    assert told[:1] == ["in_band_error: request 0 failed"]
+    assert told[-3:] == ["in_band_error", "in_band_error: request 7 failed", "reset"]
