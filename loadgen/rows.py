@@ -26,6 +26,9 @@ MAX_FAILURES = 100
 """Texts of failures; Locust keeps each for ever, and further ones are told by their outcome."""
 
 
+KEPT_SECONDS = 60
+
+
 class RequestFailedError(Exception):
     """What Locust's statistics show for a failed request; its text is the outcome."""
 
@@ -82,6 +85,14 @@ class StatsRows:
                 rows[f"{name} (tokens, not ms)", "TOKENS"].append(record.output_tokens)
         for (name, kind), values in rows.items():
             log_many(self._environment.stats.get(name, kind), np.hstack(values))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop Locust's counts of seconds long past: it looks at the last twelve and keeps all."""
+        for entry in (self._environment.stats.total, *self._environment.stats.entries.values()):
+            for counts in (entry.num_reqs_per_sec, entry.num_fail_per_sec):
+                while len(counts) > KEPT_SECONDS:
+                    del counts[next(iter(counts))]  # the oldest
 
 
 def log_many(entry: StatsEntry, values: Floats) -> None:

@@ -13,7 +13,7 @@ from locust.env import Environment
 from locust.stats import RequestStats, StatsEntry
 
 from collectors.records import Outcome, RequestRecord
-from loadgen.rows import MAX_FAILURES, RequestFailedError, StatsRows, log_many
+from loadgen.rows import KEPT_SECONDS, MAX_FAILURES, RequestFailedError, StatsRows, log_many
 
 GAPS_MS = (20.0, 20.2, 35.0, 147.0)
 
@@ -129,3 +129,15 @@ def test_servers_that_number_their_errors_fill_no_memory() -> None:
     assert len(set(told)) == MAX_FAILURES + 2
     assert told[:1] == ["in_band_error: request 0 failed"]
     assert told[-3:] == ["in_band_error", "in_band_error: request 7 failed", "reset"]
+
+
+def test_seconds_long_past_are_forgotten() -> None:
+    """Locust keeps a count for every second of every row; the latest are what its rates are of."""
+    environment = Environment()
+    entry = environment.stats.get("chat", "E2E")
+    for counts in (entry.num_reqs_per_sec, environment.stats.total.num_fail_per_sec):
+        counts.update(dict.fromkeys(range(1000), 2))
+    StatsRows(environment).log([record()])
+
+    for counts in (entry.num_reqs_per_sec, environment.stats.total.num_fail_per_sec):
+        assert list(counts) == list(range(1000 - KEPT_SECONDS, 1000))
