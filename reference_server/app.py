@@ -45,7 +45,7 @@ from reference_server.responses import ResponsesReply
 from reference_server.runner import AbandonedError, Answer, Runner
 from reference_server.script import Script, Speech, seed_of_choice, write_script
 from reference_server.steps import StepWatch
-from reference_server.telling import BrokenOffError, Choice, Telling, send_body
+from reference_server.telling import BrokenOffError, Choice, Telling, refuse_late, send_body
 from reference_server.text import detokenize, token_strings
 from reference_server.truth import OpenTruth, TruthLog, TruthOutcome
 
@@ -205,7 +205,13 @@ class Simulator:
         if mishap is not None and isinstance(mishap.kind, Quirk):
             quirks |= {mishap.kind}
         scripts = [self._script(ask, index) for index in range(ask.choices)]
-        answers = self._submit([(ask, script) for script in scripts], truth)
+        try:
+            answers = self._submit([(ask, script) for script in scripts], truth)
+        except RefusedError as error:
+            if not (ask.stream and Quirk.LATE_REFUSAL in quirks):
+                raise
+            await refuse_late(call, error)
+            return
         choices = [
             Choice(*parts) for parts in zip(range(ask.choices), scripts, answers, strict=True)
         ]
@@ -280,13 +286,9 @@ class Simulator:
             except AbandonedError:
                 self._file(truth, TruthOutcome.CLIENT_LEFT)
                 raise
-        elif mishap.kind in {Fault.DROP, Fault.EMPTY, Fault.HTML}:
+        elif mishap.kind in {Fault.DROP, Fault.EMPTY, Fault.HTML, Fault.REDIRECT}:
             self._file(truth, TruthOutcome.BROKEN)
-            if mishap.kind is Fault.DROP:
-                await call.hang_up()
-            else:
-                page = _LOGIN_PAGE if mishap.kind is Fault.HTML else b""
-                await call.reply(page, "text/html; charset=utf-8")
+            await _answer_otherwise(call, mishap.kind)
             raise BrokenOffError
         return mishap
 
@@ -451,6 +453,18 @@ class Simulator:
         except SettingsError as error:
             raise bad(str(error), "faults") from error
         await self._show_faults(call)
+
+
+async def _answer_otherwise(call: Call, kind: Fault | Quirk) -> None:
+    """Something that is no answer at all."""
+    if kind is Fault.DROP:
+        await call.hang_up()
+    elif kind is Fault.REDIRECT:
+        where = [(b"location", call.path.encode("latin-1", "replace") + b"/")]
+        await call.reply(b"", status=307, headers=where)
+    else:
+        page = _LOGIN_PAGE if kind is Fault.HTML else b""
+        await call.reply(page, "text/html; charset=utf-8")
 
 
 async def _refuse(call: Call, mishap: Mishap) -> None:

@@ -202,6 +202,8 @@ class Reply:
     def closing(self, tokens: int, reasoning_tokens: int = 0) -> bytes:
         """What follows the last token: usage where asked for, and the end marker."""
         done = b"" if Quirk.NO_DONE in self.quirks else DONE
+        if Quirk.AFTER_DONE in self.quirks:
+            done += self._event("", self._print())
         if not self.usage or Quirk.USAGE_ON_FINISH in self.quirks:
             return done
         usage = self._full_usage(tokens, reasoning_tokens)

@@ -34,6 +34,7 @@ class Fault(StrEnum):
     UNAVAILABLE = "503"  # likewise
     OVERLOADED = "529"  # likewise, as Anthropic says it
     SERVER_ERROR = "500"  # refused with an HTML page, as gateways do
+    REDIRECT = "redirect"  # 307 to another path, as frameworks do
     DROP = "drop"  # the connection ends without a word
     EMPTY = "empty"  # 200 and no body
     HTML = "html"  # 200 and a page to log in
@@ -44,6 +45,7 @@ class Fault(StrEnum):
     CUT = "cut"  # the connection ends halfway, before the body does
     RESET = "reset"  # the same with a RST
     BAD_JSON = "bad-json"  # an event halfway that is no JSON
+    HELD_OPEN = "held-open"  # the whole answer, but the response is not ended for a while
     NO_FINISH = "no-finish"  # [DONE] without a finish reason
     ERROR_FIRST = "error-first"  # an error instead of the first token, inside a 200
     ERROR_OBJECT = "error-object"  # vLLM: {"error": {...}} halfway, then [DONE]
@@ -61,7 +63,7 @@ REFUSALS = {
     Fault.OVERLOADED: 529,
     Fault.SERVER_ERROR: 500,
 }
-LATE = {Fault.SLOW_HEAD, Fault.STALL}
+LATE = {Fault.SLOW_HEAD, Fault.STALL, Fault.HELD_OPEN}
 BURSTS = {Fault.RATE_LIMITED, Fault.UNAVAILABLE, Fault.OVERLOADED}
 _DEFAULT_LATE_S = 1.0
 _DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(us|ms|s|)")

@@ -25,6 +25,11 @@ class Quirk(StrEnum):
     CRLF = "crlf"  # .NET gateways: lines end in CR LF
     COMMENTS = "comments"  # OpenRouter, LiteLLM: a comment before every event
     REASONING_CONTENT = "reasoning-content"  # SGLang, DeepSeek: the field's older name
+    SPLIT_EVENTS = "split-events"  # large TLS records, small buffers: each event in two writes
+    NO_SPACE = "no-space"  # DashScope, Kimi: no blank after the field's colon
+    AFTER_DONE = "after-done"  # gateways that append what they know after [DONE]
+    UNTERMINATED = "unterminated"  # hand-made servers: no [DONE], no blank line at the end
+    LATE_REFUSAL = "late-refusal"  # vLLM, often: a full queue is told inside a 200
     PLAIN_TYPE = "plain-type"  # a stream that says it is text/plain
 
 

@@ -7,6 +7,7 @@ strike halfway; what the events look like is dialect.py's and responses.py's bus
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from itertools import islice
 from typing import Protocol
 
 from reference_server.call import JSON, Call
-from reference_server.dialect import DONE, EVENT_STREAM, Told
+from reference_server.dialect import DONE, EVENT_STREAM, Told, error_body
+from reference_server.errors import RefusedError
 from reference_server.inject import Fault, Mishap
 from reference_server.quirks import EVERY, Quirk
 from reference_server.runner import Answer
@@ -39,6 +41,10 @@ _BODIES = {
 }
 _FIELD = {Fault.ERROR_EVENT: "event: error\ndata: ", Fault.ERROR_FIELD: "error: "}
 _ENDED_BY_DONE = {Fault.ERROR_FIRST, Fault.ERROR_OBJECT, Fault.ERROR_FLAT}
+_AFTER_COLON = re.compile(rb"^(data:|event:) ", re.MULTILINE)
+SPLIT_S = 0.002
+"""Between the two halves of an event, so that they are two reads."""
+
 _HANG_UPS = {Fault.CUT, Fault.RESET}
 _STRIKES_HALFWAY = {
     Fault.STALL,
@@ -113,11 +119,11 @@ class Telling:
         self._reply = reply
         self._choices = choices
         self._truth = truth
-        self._crlf = Quirk.CRLF in quirks
+        self._quirks = quirks
         self._at_a_time = EVERY if Quirk.MERGED_EVENTS in quirks else 1
         self._type = "text/plain" if Quirk.PLAIN_TYPE in quirks else EVENT_STREAM
         self._early_head = Quirk.LATE_HEAD not in quirks
-        self._mishap = mishap if mishap and mishap.kind in _STRIKES_HALFWAY else None
+        self._mishap = mishap
         self._interval = stream_interval
         self._steps = steps
         self._begun = False
@@ -174,8 +180,9 @@ class Telling:
             taken += islice(pieces, token.so_far - told.tokens - len(taken))
             if not (token.finished or told.tokens == 0 or len(taken) >= self._interval):
                 continue
-            if self._mishap is not None and choice.index == 0:
-                await self._strike(choice.script.length, told.tokens + len(taken))
+            mishap = self._mishap
+            if mishap is not None and mishap.kind in _STRIKES_HALFWAY and choice.index == 0:
+                await self._strike(mishap, choice.script.length, told.tokens + len(taken))
             self._tokens += len(taken)
             self._open -= token.finished
             total = None if self._open else self._tokens
@@ -207,17 +214,37 @@ class Telling:
     async def _write(self, event: bytes, *, last: bool) -> float:
         if not self._begun:
             await self._begin()
-        if self._crlf:
-            event = event.replace(b"\n", b"\r\n")
+        if self._quirks:
+            event = await self._differently(event, last=last)
+        if last and self._mishap is not None and self._mishap.kind is Fault.HELD_OPEN:
+            written_at = await self._call.write(event, last=False)
+            await self._call.pause(self._mishap.seconds)
+            await self._call.write(b"", last=True)
+            return written_at
         return await self._call.write(event, last=last)
 
-    async def _strike(self, length: int, tokens: int) -> None:
+    async def _differently(self, event: bytes, *, last: bool) -> bytes:
+        """The bytes as quirks would have them; all of them, or what is left to write."""
+        quirks = self._quirks
+        if last and Quirk.UNTERMINATED in quirks:
+            event = event.removesuffix(DONE).rstrip(b"\n")
+        if Quirk.NO_SPACE in quirks:
+            event = _AFTER_COLON.sub(rb"\1", event)
+        if Quirk.CRLF in quirks:
+            event = event.replace(b"\n", b"\r\n")
+        if Quirk.SPLIT_EVENTS in quirks:
+            half = len(event) // 2
+            await self._call.write(event[:half], last=False)
+            await asyncio.sleep(SPLIT_S)
+            event = event[half:]
+        return event
+
+    async def _strike(self, mishap: Mishap, length: int, tokens: int) -> None:
         """The fault, if now is its time: halfway, with the first token beyond so many."""
-        assert self._mishap is not None
-        kind = self._mishap.kind
+        kind = mishap.kind
         if tokens <= length // 2 and kind is not Fault.ERROR_FIRST:
             return
-        mishap, self._mishap = self._mishap, None
+        self._mishap = None
         if kind is Fault.STALL:
             await self._call.pause(mishap.seconds)
             self._not_before = time.monotonic()
@@ -231,6 +258,12 @@ class Telling:
             end = DONE if kind is Fault.NO_FINISH else b""
             await self._write(self._waiting + end + _error_event(kind), last=True)
             raise BrokenOffError
+
+
+async def refuse_late(call: Call, error: RefusedError) -> None:
+    """Tell of a refusal inside a stream that has begun with 200, as vLLM often does."""
+    await call.begin(EVENT_STREAM)
+    await call.write(b"data: " + error_body(error) + b"\n\n" + DONE, last=True)
 
 
 async def send_body(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from reference_server.app import Simulator, SimulatorSettings
 from reference_server.process import SimProcess
 from tests.reference_server.conftest import chat, events, truth_of, wait_for
 from tests.reference_server.test_simulator import CHAT, OPTIONS, PLAIN, gauge
@@ -332,3 +334,45 @@ def test_the_next_turn_finds_this_one_in_the_cache() -> None:
     assert first["usage"]["prompt_tokens_details"] is None, "as vLLM: nothing rather than 0"
     cached = second[-2]["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert known - 32 <= cached <= known, "all whole blocks of 16, but for the last one"
+
+
+def test_a_full_queue_can_be_told_inside_a_stream() -> None:
+    """As vLLM often does: 200, an error, the end marker."""
+    options = ("--max-num-seqs", "1", "--max-num-queued-reqs", "0", "--quirk", "late-refusal")
+    with SimProcess("--model", "tiny", *options) as process:
+        request = chat(max_tokens=5000, stream=True)
+        with httpx.stream("POST", process.url + CHAT, json=request) as answer:
+            pieces = answer.iter_bytes()
+            next(pieces)
+            refused = httpx.post(process.url + CHAT, json=request)
+            whole = httpx.post(process.url + CHAT, json=chat())
+    error, end = events(refused.text)
+
+    assert (refused.status_code, error["error"]["code"], end) == (200, 503, "[DONE]")
+    assert whole.status_code == 503
+
+
+def test_only_this_machine_may_set_faults() -> None:
+    """Whoever else asks is refused; whoever does not say where from, too."""
+    for client in (("10.1.2.3", 5), None, ("testclient", 1)):
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b'{"faults": ["reset:1"]}'}
+
+        simulator = Simulator(SimulatorSettings())
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/faults",
+            "query_string": b"",
+            "headers": [],
+            "client": client,
+        }
+        asyncio.run(simulator(scope, receive, send))
+
+        assert sent[0]["status"] == 403
+        assert simulator.faults.rates == ()
