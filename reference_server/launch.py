@@ -26,7 +26,7 @@ from reference_server.errors import StartError
 from reference_server.failures import COMMON, Hints, reason
 from reference_server.process import ServerProcess
 
-READY_TIMEOUT_S = 1800.0  # a large model is fetched, loaded and compiled
+READY_TIMEOUT_S = 3600.0  # a large model is fetched, loaded and compiled
 STOP_TIMEOUT_S = 20.0
 TELL_EVERY_S = 5.0
 _POLL_S = 0.1

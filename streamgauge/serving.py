@@ -85,12 +85,14 @@ class Served:
         model: what the load asks for; None for the endpoint's only one.
         labels: what is known of it before it runs.
         ask: whether it can be asked for its version.
+        gpus: how many GPUs it takes, for the cost of the run; None where that is not known.
     """
 
     server: ServerProcess
     model: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     ask: bool = False
+    gpus: int | None = None
 
     @contextmanager
     def running(self) -> Iterator[tuple[str, dict[str, str]]]:
@@ -201,6 +203,7 @@ def _vllm(words: Sequence[str], model: str | None, say: Callable[[str], None]) -
             server_profile=chosen.profile,
             server_variants=",".join(chosen.choice.names),
         ),
+        gpus=None if chosen.vllm.on_cpu else chosen.choice.gpus,
     )
 
 

@@ -133,6 +133,8 @@ def _served(host: str | None, serve: str | None, options: dict[str, Any]) -> Ser
     with stopping_in_order():
         served = serving(serve, options["model"])
     options["model"] = served.model
+    if options["gpus"] is None and served.gpus is not None:
+        options["gpus"] = str(served.gpus)
     return served
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reference_server.errors import SettingsError
 from reference_server.gpus import Gpu, find_gpus, named
@@ -22,6 +24,21 @@ def test_each_variant_can_be_had_on_a_gpu(name: str) -> None:
     assert choice.flags or choice.checkpoint
     assert not any("{value}" in flag for flag in choice.flags)
     assert variant.about.endswith(".")
+
+
+@given(st.lists(st.sampled_from(sorted(VARIANTS)), max_size=5), st.booleans())
+def test_any_variants_are_refused_or_give_each_flag_once(names: list[str], on_cpu: bool) -> None:
+    """What is chosen never sets a flag twice, and the order decides nothing but the order."""
+    words = [f"{n}={SAMPLE[VARIANTS[n].takes]}" if VARIANTS[n].takes else n for n in names]
+    try:
+        choice = choose(words, on_cpu=on_cpu)
+    except SettingsError:
+        with pytest.raises(SettingsError):
+            choose(words[::-1], on_cpu=on_cpu)
+        return
+    flags = [flag for flag in choice.flags if flag.startswith("--")]
+    assert len(flags) == len(set(flags))
+    assert sorted(choose(words[::-1], on_cpu=on_cpu).flags) == sorted(choice.flags)
 
 
 def test_several_variants_add_up() -> None:
