@@ -326,6 +326,8 @@ class Simulator:
                 )
             except RefusedError:
                 self._abort(answers)
+                if truth.fault is not None:  # it was given all the same
+                    self._file(truth, TruthOutcome.REFUSED)
                 raise
             answers.append(answer)
         return answers

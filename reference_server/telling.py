@@ -42,9 +42,7 @@ _BODIES = {
 _FIELD = {Fault.ERROR_EVENT: "event: error\ndata: ", Fault.ERROR_FIELD: "error: "}
 _ENDED_BY_DONE = {Fault.ERROR_FIRST, Fault.ERROR_OBJECT, Fault.ERROR_FLAT}
 _AFTER_COLON = re.compile(rb"^(data:|event:) ", re.MULTILINE)
-SPLIT_S = 0.002
-"""Between the two halves of an event, so that they are two reads."""
-
+_SPLIT_S = 0.002  # between the two halves of an event, so that they are two reads
 _HANG_UPS = {Fault.CUT, Fault.RESET}
 _STRIKES_HALFWAY = {
     Fault.STALL,
@@ -126,6 +124,7 @@ class Telling:
         self._mishap = mishap
         self._interval = stream_interval
         self._steps = steps
+        self._turn = asyncio.Lock()
         self._begun = False
         self._open = len(choices)
         self._tokens = 0  # told so far, of all choices
@@ -214,18 +213,13 @@ class Telling:
     async def _write(self, event: bytes, *, last: bool) -> float:
         if not self._begun:
             await self._begin()
-        if self._quirks:
-            event = await self._differently(event, last=last)
-        if last and self._mishap is not None and self._mishap.kind is Fault.HELD_OPEN:
-            written_at = await self._call.write(event, last=False)
-            await self._call.pause(self._mishap.seconds)
-            await self._call.write(b"", last=True)
-            return written_at
-        return await self._call.write(event, last=last)
+        if not self._quirks and self._mishap is None:
+            return await self._call.write(event, last=last)
+        async with self._turn:  # what takes several writes must not be cut into
+            return await self._write_differently(event, last=last)
 
-    async def _differently(self, event: bytes, *, last: bool) -> bytes:
-        """The bytes as quirks would have them; all of them, or what is left to write."""
-        quirks = self._quirks
+    async def _write_differently(self, event: bytes, *, last: bool) -> float:
+        call, quirks, mishap = self._call, self._quirks, self._mishap
         if last and Quirk.UNTERMINATED in quirks:
             event = event.removesuffix(DONE).rstrip(b"\n")
         if Quirk.NO_SPACE in quirks:
@@ -234,10 +228,15 @@ class Telling:
             event = event.replace(b"\n", b"\r\n")
         if Quirk.SPLIT_EVENTS in quirks:
             half = len(event) // 2
-            await self._call.write(event[:half], last=False)
-            await asyncio.sleep(SPLIT_S)
+            await call.write(event[:half], last=False)
+            await asyncio.sleep(_SPLIT_S)
             event = event[half:]
-        return event
+        if last and mishap is not None and mishap.kind is Fault.HELD_OPEN:
+            written_at = await call.write(event, last=False)
+            await call.pause(mishap.seconds)
+            await call.write(b"", last=True)
+            return written_at
+        return await call.write(event, last=last)
 
     async def _strike(self, mishap: Mishap, length: int, tokens: int) -> None:
         """The fault, if now is its time: halfway, with the first token beyond so many."""

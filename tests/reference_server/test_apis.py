@@ -279,13 +279,17 @@ def test_every_api_knows_its_model(simulator: str, path: str) -> None:
 
 
 def test_a_client_that_leaves_frees_the_place_of_every_choice(simulator: str) -> None:
-    """All of its sequences are gone from the batch."""
+    """All of its sequences are gone from the batch, and their blocks are free."""
     request = chat(stream=True, max_tokens=5000, n=3)
     with httpx.stream("POST", simulator + CHAT, json=request) as answer:
         pieces = answer.iter_bytes()  # kept, since a generator that goes closes the answer
         next(pieces)
         wait_for(lambda: gauge(simulator, "num_requests_running") == 3)
+        used = gauge(simulator, "kv_cache_usage_perc")
     wait_for(lambda: gauge(simulator, "num_requests_running") == 0)
+
+    assert used > 0
+    assert gauge(simulator, "kv_cache_usage_perc") == 0
 
 
 def test_choices_for_which_the_queue_has_no_room_are_refused_together(simulator: str) -> None:

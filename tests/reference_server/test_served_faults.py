@@ -11,7 +11,7 @@ import gevent
 import httpx
 import pytest
 
-from collectors.records import Outcome, RequestRecord
+from collectors.records import Outcome, OutputEvents, RequestRecord
 from loadgen.client import Ask
 from loadgen.exchange import Limits
 from loadgen.fingerprint import Fingerprints
@@ -76,7 +76,13 @@ def url() -> Iterator[str]:
 
 
 def ask(
-    transport: WireTransport, url: str, fault: str | None, *, api: str = "chat", **limits: Any
+    transport: WireTransport,
+    url: str,
+    fault: str | None,
+    *,
+    api: str = "chat",
+    extra: dict[str, Any] | None = None,
+    **limits: Any,
 ) -> RequestRecord:
     """The record of one request that asks for a fault."""
     headers = {} if fault is None else {"X-Fault": fault}
@@ -90,7 +96,8 @@ def ask(
         fingerprints=Fingerprints(bytes(32)),
         api=api,
     )
-    return client.ask(Ask(task="t", prompt=PROMPT, max_tokens=TOKENS), time.monotonic())
+    asked = Ask(task="t", prompt=PROMPT, max_tokens=TOKENS, extra=extra or {})
+    return client.ask(asked, time.monotonic())
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +235,26 @@ def test_other_apis_have_faults_too(
     if fault is None:
         assert record.input_tokens
         assert record.output_tokens == (None if api == "embeddings" else TOKENS)
+
+
+def test_what_an_answer_is_made_of_is_recorded_as_that(url: str) -> None:
+    """Choices, reasoning, a tool call: each in its own count, all tokens in usage."""
+    tool = {"type": "function", "function": {"name": "weather"}}
+    transport = WireTransport()
+    several = ask(transport, url, "split-events", extra={"n": 3})
+    thought = ask(transport, url, None, extra={"reasoning_effort": "low"})
+    called = ask(transport, url, None, extra={"tools": [tool]})
+    transport.close()
+
+    assert (several.outcome, several.output_tokens) == (Outcome.OK, 3 * TOKENS)
+    assert several.finish_reasons == ("length",) * 3
+    assert thought.output_events == OutputEvents(answer=4, reasoning=4, tool=0, hidden=0)
+    assert thought.reasoning_tokens == 4
+    assert thought.first_answer_at_s is not None
+    assert thought.first_token_at_s is not None
+    assert thought.first_answer_at_s > thought.first_token_at_s
+    assert called.output_events == OutputEvents(answer=0, reasoning=0, tool=5, hidden=0)
+    assert (called.finish_reasons, called.output_tokens) == (("tool_calls",), TOKENS)
 
 
 def test_the_admin_endpoint_changes_faults_while_running(url: str) -> None:
