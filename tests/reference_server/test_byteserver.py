@@ -124,3 +124,19 @@ def test_a_certificate_needs_openssl(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(SetupError, match="install openssl"):
         self_signed_context(tmp_path)
+
+
+def test_a_server_that_answers_for_hours_keeps_nothing() -> None:
+    """Neither requests, nor who left, nor threads that are done; and it may choose its port."""
+    port = free_port()
+    with ByteServer(Play(writes=((0, b"x"),)), port=port, remembers=False) as server:
+        for _ in range(20):
+            with connect(server) as client:
+                client.sendall(REQUEST)
+                assert client.recv(10) == b"x"
+
+        assert server.url == f"http://127.0.0.1:{port}"
+        assert server.connections == 20
+        assert server.requests == []
+        assert server.client_left(timeout_s=0) is None
+        assert len(server._threads) < 10
