@@ -10,7 +10,7 @@ SOURCES := collectors dashboard loadgen reference_server scenarios sla streamgau
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench fuzz demo-vllm lock clean
+.PHONY: help setup demo test test-slow check format bench fuzz soak demo-vllm lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort | expand -t 14
@@ -53,6 +53,9 @@ bench: $(RUNTIME)  ## Measure this machine: error of the client against the trut
 
 fuzz: $(DEV)  ## Fuzz decoder, replies and HTTP readers: SECONDS=600 SEED=1.
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) --seed $(or $(SEED),1)
+
+soak: $(RUNTIME)  ## Load an endpoint that fails in every way, and check every record: MINUTES=30.
+	@$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
 
 demo-vllm: $(RUNTIME)  ## The main job against real vLLM on this CPU, in .venv-vllm.
 	@$(BIN)/python -m reference_server.vllm_env .venv-vllm

@@ -171,7 +171,7 @@ def _split(data: bytes) -> tuple[str, int, str, bytes]:
     first, _, body = data.partition(b"\n")
     api, _, rest = first.decode("latin-1").partition(" ")
     status, _, kind = rest.partition(" ")
-    known = status.isdecimal() and status.isascii() and int(status) in STATUSES
+    known = status in map(str, STATUSES)
     kind = _NO_HEAD.sub("", kind)[:100].strip()
     return api if api in APIS else "chat", int(status) if known else 200, kind, body
 
