@@ -27,6 +27,7 @@ COMMANDS = {
     "check": "Judge a run against an SLA file.",
     "dashboard": "Open the dashboard.",
     "doctor": "Ask an endpoint what it can do and what a run would measure.",
+    "simulate": "Simulate a load on a fleet of GPUs, without waiting, and record it.",
     "serve": "Start a server: the simulator, real vLLM, or any other.",
 }
 OWN_FAILURE = 4

@@ -23,6 +23,7 @@ from reference_server.engine.sequence import FS, Sequence
 from reference_server.errors import SettingsError
 
 NOBODY = Prompt()
+_ROUNDING_FS = FS // 10**9  # so far a number of seconds may be off after weeks
 
 
 class Arrival(NamedTuple):
@@ -117,14 +118,14 @@ class Fleet:
             SettingsError: it would not fit even alone, or it comes too late.
         """
         at_fs = round(arrival.at_s * FS)
-        if at_fs < self._now_fs:
+        if at_fs < self._now_fs - _ROUNDING_FS:
             raise SettingsError(
                 f"Requests must come in the order of time, got one at {arrival.at_s:g} s after "
                 f"{self._now_fs / FS:g} s."
             )
         sequence = arrival.sequence
         self.config.check(sequence)
-        self._now_fs = at_fs
+        self._now_fs = at_fs = max(at_fs, self._now_fs)
         served = Served(sequence, at_fs)
         if self.responses is None:
             self._enter(served, at_fs)

@@ -7,6 +7,7 @@ one before it ended, and takes in what came before that. Steps that are all alik
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -133,7 +134,7 @@ class Replica:
             served.fate, served.done_fs = Fate.LEFT, at_fs
             ended.append(served)
             if self._ends:
-                self._ends.forget(served.sequence)
+                self._ends.give_up(served, at_fs)
         self._look_ahead()
         return ended
 
@@ -225,10 +226,13 @@ class _Ends:
             del self._at_s[:gone]
             self._base += gone
 
-    def forget(self, sequence: Sequence) -> None:
-        """A request was given up."""
-        for run in [run for run in self._since if run.sequence is sequence]:
-            del self._since[run]
+    def give_up(self, served: Served, at_fs: int) -> None:
+        """Give a request that was given up the instants of its tokens until then."""
+        end = self._base + len(self._at_s)
+        for run in [run for run in self._since if run.sequence is served.sequence]:
+            self._give(run, {served.sequence.id: served}, end)
+        for instants in served.instants:  # those of a step under way are never seen
+            del instants[bisect_right(instants, at_fs / FS) :]
 
     def _give(self, run: Run, served: dict[str | int, Served], end: int) -> None:
         since = self._since.pop(run, end)

@@ -13,12 +13,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 COUNT = click.IntRange(1)
 SHARE = click.FloatRange(0, 1)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(us|ms|s|)")
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(us|ms|s|m|h|)")
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
 
 class Duration(click.ParamType[float]):
-    """``50ms``, ``0.05s``; a bare number is seconds."""
+    """``50ms``, ``0.05s``, ``2m``; a bare number is seconds."""
 
     name = "duration"
 
@@ -46,6 +46,8 @@ class Setting(NamedTuple):
 
 
 def _written(seconds: float) -> str:
+    if not seconds:
+        return "0s"
     return f"{seconds * 1e6:g}us" if seconds < 1e-4 else f"{seconds * 1e3:g}ms"
 
 
@@ -60,7 +62,9 @@ def options_of(where: str, settings: Iterable[Setting]) -> Callable[[F], F]:
                 type=None if kind is bool else kind,
                 is_flag=kind is bool,
                 multiple=multiple,
-                default=_written(default) if isinstance(kind, Duration) else default,
+                default=_written(default)
+                if isinstance(default, float) and isinstance(kind, Duration)
+                else default,
                 show_default=kind is not bool and not multiple and default is not None,
                 help=f"{where}: {about}",
             )(function)

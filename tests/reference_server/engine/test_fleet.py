@@ -260,13 +260,16 @@ def test_the_response_cache_forgets_what_was_not_used_for_longest() -> None:
 
 
 def test_who_gives_up_is_told_of_with_the_tokens_made() -> None:
-    """Given up after 0.1 s, with some of a hundred tokens; the queue is shorter by one."""
+    """Given up after 0.1 s, with some of a hundred tokens; that of the step under way unseen."""
     come = [Arrival(0.0, Sequence("a", 10, 100), leaves_at_s=0.1)]
-    (served,) = Fleet(EngineConfig(cost=COST)).serve(come)
+    (served,) = Fleet(EngineConfig(cost=COST), instants=True).serve(come)
 
     assert served.fate is Fate.LEFT
     assert served.done_fs == round(0.1 * FS)
     assert 10 < served.tokens < 30
+    (instants,) = served.instants
+    assert len(instants) == served.tokens - 1
+    assert instants[-1] < 0.1
 
 
 @pytest.mark.parametrize(

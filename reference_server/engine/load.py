@@ -1,0 +1,171 @@
+"""Loads for a fleet in virtual time: what comes, and when. Seeded; the same seed, the same load.
+
+- **Open loop**: requests come at instants that do not depend on the answers: at a constant rate,
+  or with gamma-distributed gaps of a given burstiness (1 is a Poisson process, less is burstier;
+  the shape parameter, as in vLLM's own benchmark).
+- **Closed loop**: so many users; each asks, waits for the answer, thinks, and asks again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import count, takewhile
+from typing import NamedTuple
+
+from reference_server.engine.fleet import Arrival, Fleet
+from reference_server.engine.replica import Served
+from reference_server.engine.sequence import FS, Sequence, Span
+from reference_server.errors import SettingsError
+
+
+class Lengths(NamedTuple):
+    """Numbers of tokens, all from `low` to `high` equally likely."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def read(cls, text: str) -> Lengths:
+        """From ``500`` or ``100-900``.
+
+        Raises:
+            SettingsError: it is neither.
+        """
+        low, _, high = text.partition("-")
+        try:
+            lengths = cls(int(low), int(high or low))
+        except ValueError:
+            lengths = cls(0, 0)
+        if not 1 <= lengths.low <= lengths.high:
+            raise SettingsError(
+                f"A number of tokens is written 500, or 100-900 for a range, got {text!r}."
+            )
+        return lengths
+
+    def draw(self, rng: random.Random) -> int:
+        """One of them."""
+        return self.low if self.low == self.high else rng.randint(self.low, self.high)
+
+
+_INPUT, _OUTPUT = Lengths(500, 500), Lengths(200, 200)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is asked for.
+
+    Attributes:
+        input_tokens: of each prompt, its shared beginning not counted.
+        output_tokens: of each answer.
+        shared_tokens: with which every prompt begins.
+        shared_prompts: so many different such beginnings.
+        patience_s: a request is given up after so long; None: never.
+        seed: all draws follow from it.
+    """
+
+    input_tokens: Lengths = _INPUT
+    output_tokens: Lengths = _OUTPUT
+    shared_tokens: int = 0
+    shared_prompts: int = 1
+    patience_s: float | None = None
+    seed: int = 0
+
+    @property
+    def longest(self) -> Sequence:
+        """The longest request that can come, to see whether it fits."""
+        return Sequence(0, self.shared_tokens + self.input_tokens.high, self.output_tokens.high)
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Requests without end, numbered from 0."""
+        rng = random.Random(self.seed)
+        for number in count():
+            own = self.input_tokens.draw(rng)
+            spans: tuple[Span, ...] = (Span(number, own),)
+            if self.shared_tokens:
+                shared = Span(-1 - rng.randrange(self.shared_prompts), self.shared_tokens)
+                spans = (shared, *spans)
+            output = self.output_tokens.draw(rng)
+            prompt = self.shared_tokens + own
+            yield Sequence(number, prompt, output, spans=spans, seed=number)
+
+    def arrival(self, at_s: float, sequence: Sequence) -> Arrival:
+        """A request at an instant, with what patience there is."""
+        leaves_at_s = None if self.patience_s is None else at_s + self.patience_s
+        return Arrival(at_s, sequence, leaves_at_s)
+
+
+def instants(rate: float, burstiness: float, seed: int) -> Iterator[float]:
+    """Seconds at which requests come, without end.
+
+    Args:
+        rate: requests a second, on average.
+        burstiness: shape of the gamma distribution of the gaps; infinity: all gaps are equal.
+        seed: the draws follow from it.
+    """
+    if math.isinf(burstiness):
+        yield from (number / rate for number in count())
+    rng = random.Random(f"instants {seed}")
+    at_s = 0.0
+    while True:
+        at_s += rng.gammavariate(burstiness, 1 / (rate * burstiness))
+        yield at_s
+
+
+def open_loop(
+    load: Load, at_s: Iterator[float], *, requests: int | None, duration_s: float | None
+) -> Iterator[Arrival]:
+    """Requests at those instants, until there are so many or it has taken so long."""
+    limit = math.inf if duration_s is None else duration_s
+    timely = takewhile(lambda at: at < limit, at_s)
+    for number, (at, sequence) in enumerate(zip(timely, load.sequences(), strict=False)):
+        if number == requests:
+            return
+        yield load.arrival(at, sequence)
+
+
+def closed_loop(
+    fleet: Fleet,
+    load: Load,
+    *,
+    users: int,
+    think_s: float,
+    ramp_s: float,
+    requests: int | None,
+    duration_s: float | None,
+) -> Iterator[Served]:
+    """Users who ask, wait, think and ask again.
+
+    Args:
+        fleet: who answers.
+        load: what is asked for.
+        users: how many.
+        think_s: from an answer's end to the next request.
+        ramp_s: over which they begin, evenly.
+        requests: after so many nobody asks again; None: no limit.
+        duration_s: nor after so long.
+
+    Yields:
+        Each request when it has ended, in that order.
+    """
+    sequences = load.sequences()
+    due = [(ramp_s * user / users, user) for user in range(users)]  # a heap of who asks next
+    asked_by: dict[str | int, int] = {}
+    limit = math.inf if duration_s is None else duration_s
+    left = math.inf if requests is None else requests
+    while True:
+        at_s = due[0][0] if due and left and due[0][0] < limit else None
+        served = next(fleet.advance(None if at_s is None else round(at_s * FS)), None)
+        if served is not None:
+            heappush(due, (served.done_fs / FS + think_s, asked_by.pop(served.sequence.id)))
+            yield served
+        elif at_s is None:
+            return
+        else:
+            sequence = next(sequences)
+            asked_by[sequence.id] = heappop(due)[1]
+            left -= 1
+            fleet.submit(load.arrival(at_s, sequence))

@@ -1,0 +1,108 @@
+"""``streamgauge simulate``: a run in virtual time is a run like any other, but marked."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.streamgauge.stored import streamgauge
+
+SMALL = ["--requests", "300", "--input-tokens", "20-60", "--output-tokens", "10"]
+GPU = ["--model", "llama-3.1-8b", "--gpu", "h200"]
+
+
+def simulate(db: Path, *words: str) -> dict[str, Any]:
+    """The report of a simulated run."""
+    done = streamgauge("simulate", "--db", str(db), "--format", "json", *words)
+    assert done.code == 0, done.err
+    report: dict[str, Any] = json.loads(done.out)
+    return report
+
+
+def test_a_simulated_run_is_reported_like_any_other(tmp_path: Path) -> None:
+    """Open loop on four GPUs: all served, tokens counted, latencies there, no client error."""
+    report = simulate(tmp_path / "a.db", *GPU, "--gpus", "4", "--rate", "50", *SMALL)
+
+    assert report["run"]["simulated"] is True
+    assert report["load"]["loop"] == "open"
+    window = report["window"]
+    assert window["due"] == window["ok"] > 250
+    assert report["latency"]["ttft_s"]["p50"] > 0
+    assert report["latency"]["itl_s"]["n"] == 9 * window["ok"]
+    assert report["tokens"]["output"] == 10 * window["ok"]
+    assert report["validity"]["verdict"] == "valid"
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    """To the last figure; another seed another one."""
+
+    def latency(seed: str) -> Any:
+        words = [*GPU, "--users", "5", "--seed", seed, *SMALL, "--no-gaps"]
+        return simulate(tmp_path / "a.db", *words)["latency"]
+
+    assert latency("1") == latency("1") != latency("2")
+
+
+def test_what_goes_wrong_is_recorded_as_what_it_is(tmp_path: Path) -> None:
+    """Refused: overloaded. Given up: timeout, with what had come. Cached tokens where known."""
+    db = tmp_path / "a.db"
+    simulate(
+        db,
+        *("--rate", "40", "--max-num-seqs", "4", "--max-num-queued-reqs", "4"),
+        *("--timeout-total", "250ms", "--prefix-caching", "--shared-tokens", "64", *SMALL),
+    )
+    with sqlite3.connect(db) as connection:
+        rows = connection.execute(
+            "select outcome, count(*), min(http_status), max(cached_input_tokens),"
+            " sum(last_token_at_s > ended_at_s) from requests group by outcome"
+        ).fetchall()
+    found = {row[0]: row[1:] for row in rows}
+
+    assert set(found) == {"ok", "overloaded", "timeout"}
+    assert found["overloaded"][1:3] == (503, None)
+    assert found["ok"][2] == 64
+    assert not any(row[-1] for row in rows), "a token after the end"
+
+
+def test_it_can_be_judged(tmp_path: Path) -> None:
+    """An SLA file, and the exit code of a check."""
+    sla = tmp_path / "a.yaml"
+    sla.write_text("objectives:\n  ttft: p50 < 1 ms\n")
+    words = [*GPU, "--rate", "50", *SMALL, "--sla", str(sla)]
+    done = streamgauge("simulate", "--db", str(tmp_path / "a.db"), *words)
+
+    assert done.code == 1
+    assert "broken" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "either --rate (open loop) or --users"),
+        (["--rate", "1", "--users", "1"], "either --rate (open loop) or --users"),
+        (["--rate", "1"], "Give --requests, --duration, or both."),
+        (["--rate", "1", "--requests", "1", "--think-time", "1s"], "--think-time needs --users."),
+        (["--users", "1", "--requests", "1", "--arrivals", "gamma"], "--arrivals needs --rate."),
+        (["--rate", "1", "--requests", "1", "--burstiness", "2"], "needs --arrivals gamma"),
+        (["--rate", "1", "--requests", "1", "--shared-prompts", "2"], "needs --shared-tokens"),
+        (["--rate", "1", "--requests", "1", "--input-tokens", "many"], "100-900 for a range"),
+        (["--rate", "1", "--requests", "1", "--input-tokens", "99999"], "cannot fit into a KV"),
+        (["--rate", "1", "--requests", "1", "--label", "x"], "--label is written K=V"),
+        (
+            ["--rate", "1", "--requests", "1", *GPU, "--gpus", "3", "--tensor-parallel-size", "2"],
+            "--gpus must be a multiple of --tensor-parallel-size, got 3 and 2.",
+        ),
+    ],
+)
+def test_loads_that_make_no_sense_are_refused(tmp_path: Path, words: list[str], says: str) -> None:
+    """One sentence, exit code 2, and no run in the database."""
+    db = tmp_path / "a.db"
+    done = streamgauge("simulate", "--db", str(db), *words)
+
+    assert done.code == 2
+    assert says in " ".join(done.err.split())
+    assert not db.exists()
