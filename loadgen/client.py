@@ -6,6 +6,7 @@ Instants are taken on CLOCK_MONOTONIC and leave here as seconds since the run be
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,9 @@ API_PATHS = STANDARD_PATHS
 """The APIs that can be asked, and where they usually are."""
 
 MAX_DETAIL = 500
+MAX_GAPS = 4_000_000
+"""Of an answer longer than that, which no model gives, the gaps are not kept."""
+
 _HEADERS = {
     "Content-Type": "application/json",
     "Accept": "text/event-stream, application/json",
@@ -314,7 +318,7 @@ class Client:
             coalesced_events=reply.coalesced,
             conn_retries=exchange.retries,
             finish_reasons=reply.finish_reasons,
-            gaps_s=reply.gaps_s if reply.first_output_at is not None else None,
+            gaps_s=_kept_gaps(reply),
             http_version=exchange.http_version,
             server_cost_usd=cost_usd(headers.get(dialect.cost_header))
             if told_usd is None
@@ -354,6 +358,12 @@ class Client:
         if detail is None:
             return None
         return redact_text(detail[:MAX_WORDS], self._endpoint.secrets)[:MAX_DETAIL]
+
+
+def _kept_gaps(reply: Reply) -> array[float] | None:
+    """The gaps of an answer that had output, unless they are more than can be sent on."""
+    has_gaps = reply.first_output_at is not None and len(reply.gaps_s) <= MAX_GAPS
+    return reply.gaps_s if has_gaps else None
 
 
 def _token_limit(api: str, ask: Ask) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from hdrh.histogram import HdrHistogram
 from collectors.batches import Batch, OpenRequest
 from collectors.records import RequestRecord
 from collectors.samples import Sample
-from loadgen.client import Ask, Client, now
+from loadgen.client import MAX_GAPS, Ask, Client, now
 from loadgen.counting import TokenCounter
 from loadgen.fingerprint import Fingerprints
 from loadgen.health import LoopHealth
@@ -24,6 +24,7 @@ from loadgen.transports import make_transport
 
 FLUSH_S = 0.5
 MAX_BATCH_RECORDS = 256
+MAX_BATCH_GAPS = MAX_GAPS  # half of what a recorder takes at once
 COUNTS_S = 5.0  # how long the end of a run waits for tokens that are counted here
 GOLDEN = 0.6180339887498949
 
@@ -181,8 +182,8 @@ class LoadSession:
         """Hand on the records so far, the requests still open, and this process's health."""
         records, self._records = self._records, []
         self._on_batch(records)
-        for start in range(0, max(1, len(records)), MAX_BATCH_RECORDS):
-            self._deliver(self._batch(records[start : start + MAX_BATCH_RECORDS]))
+        for portion in portions(records):
+            self._deliver(self._batch(portion))
 
     def _batch(self, records: list[RequestRecord]) -> Batch:
         at_s = now() - self._began_at
@@ -240,6 +241,23 @@ class LoadSession:
             "client_user_seconds_total": self._user_seconds(),
         }
         return [Sample(at_s, source, name, float(value)) for name, value in values.items()]
+
+
+def portions(records: Iterable[RequestRecord]) -> Iterator[list[RequestRecord]]:
+    """Records by the batch, at least one, which may be empty: it also tells what is open.
+
+    Many long answers that end together, as at the end of a run, would be too much for one.
+    """
+    portion: list[RequestRecord] = []
+    gaps = 0
+    for record in records:
+        more = len(record.gaps_s or ())
+        if portion and (len(portion) == MAX_BATCH_RECORDS or gaps + more > MAX_BATCH_GAPS):
+            yield portion
+            portion, gaps = [], 0
+        portion.append(record)
+        gaps += more
+    yield portion
 
 
 def worst_health(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
