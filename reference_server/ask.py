@@ -162,9 +162,11 @@ def check_model(fields: Fields, limits: Limits) -> str | None:
     """The model's name as the client gave it.
 
     Raises:
-        RefusedError: another one is served.
+        RefusedError: another one is served, or it is no name.
     """
     model = fields.get("model")
+    if model is not None and not isinstance(model, str):
+        raise missing("Input should be a valid string", "model")
     if limits.model is not None and model not in {None, limits.model}:
         raise RefusedError(
             404,
@@ -172,7 +174,7 @@ def check_model(fields: Fields, limits: Limits) -> str | None:
             "NotFoundError",
             "model",
         )
-    return model if isinstance(model, str) else None
+    return model
 
 
 def _usage(fields: Fields, *, stream: bool) -> tuple[bool, bool]:

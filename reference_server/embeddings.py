@@ -87,7 +87,7 @@ def read_embedding_ask(content_type: str, body: bytes, limits: Limits) -> Embedd
             f"dimensions must lie between 1 and {_MAX_DIMENSIONS}, got {dimensions}.", "dimensions"
         )
     encoding = fields.get("encoding_format", "float")
-    if encoding not in {None, "float", "base64"}:
+    if encoding not in (None, "float", "base64"):  # what came may not be hashable
         raise bad(f"encoding_format must be float or base64, got {encoding!r}.", "encoding_format")
     return EmbeddingAsk(
         prompts=prompts,

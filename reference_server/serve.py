@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import time
@@ -61,6 +62,8 @@ def serve_simulator(
         on_ready: called once connections are accepted.
     """
     sharpen_timers()
+    gc.collect()
+    gc.freeze()  # what has been loaded stays, and looking through it again would make tokens late
     # asyncio's own transports, not uvloop's: their write() calls send() at once, so that its
     # return is the instant at which the kernel has the token. uvloop collects writes until the end
     # of the loop's turn.

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from reference_server.ask import CHAT_PATH, COMPLETIONS_PATH, Ask, Limits, read_ask
+from reference_server.ask import (
+    CHAT_PATH,
+    COMPLETIONS_PATH,
+    RESPONSES_PATH,
+    Ask,
+    Limits,
+    read_ask,
+)
+from reference_server.embeddings import embeddings_body, read_embedding_ask
 from reference_server.errors import RefusedError
+from reference_server.script import Speech, write_script
 
 LIMITS = Limits(model="tiny", max_model_len=100, default_tokens=32)
 MESSAGES = [{"role": "user", "content": "How are you?"}]  # 3 tokens + 4 + 3
@@ -159,3 +171,64 @@ def test_the_seed_follows_from_the_request() -> None:
 
     assert ask().seed == seeds[0]
     assert len(set(seeds)) == 3
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "function", "name", "parameters"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+_FIELDS = (
+    *("messages", "prompt", "input", "model", "stream", "stream_options", "n", "stop", "logprobs"),
+    *("top_logprobs", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"),
+    *("seed", "tools", "tool_choice", "reasoning", "reasoning_effort", "chat_template_kwargs"),
+    *("include_reasoning", "instructions", "stream_interval", "return_token_ids", "ignore_eos"),
+    *("dimensions", "encoding_format"),
+)
+
+
+@given(
+    st.sampled_from([CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH]),
+    st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=8),
+    st.booleans(),
+)
+def test_whatever_a_client_sends_is_understood_or_refused(
+    path: str, fields: dict[str, Any], valid: bool
+) -> None:
+    """No value of any field, in any API, is a fault of the server's."""
+    if valid:  # so that what follows the prompt is reached
+        fields |= {"messages": MESSAGES, "prompt": "one", "input": "one", "model": "tiny"}
+    body = json.dumps(fields).encode()
+    try:
+        asked = read_ask(path, "application/json", body, dataclasses.replace(LIMITS, max_choices=4))
+    except RefusedError:
+        return
+    script = write_script(
+        Speech(
+            seed=asked.seed,
+            max_tokens=asked.max_tokens,
+            min_tokens=asked.min_tokens,
+            stop=asked.stop,
+            reasons=asked.reasons,
+            function=asked.function,
+        )
+    )
+    assert len(list(script.pieces)) == script.length <= asked.max_tokens
+    assert len(asked.prompt.ids()) == asked.prompt_tokens
+
+
+@given(st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=4))
+def test_whatever_is_to_be_embedded_is_understood_or_refused(fields: dict[str, Any]) -> None:
+    """Likewise for embeddings."""
+    try:
+        asked = read_embedding_ask("application/json", json.dumps(fields).encode(), LIMITS)
+    except RefusedError:
+        return
+    assert embeddings_body(asked, "embd-1", "m", 1)
