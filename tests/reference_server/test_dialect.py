@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 
-from reference_server.dialect import Reply, error_body
+from reference_server.dialect import Reply, Told, error_body
 from reference_server.errors import RefusedError
+from reference_server.quirks import Quirk
+from reference_server.script import Speech, write_script
 from tests.reference_server.conftest import events, recorded
 
 FINGERPRINT = "vllm-0.32.0-9a090e9f"
@@ -106,3 +109,104 @@ def test_half_a_surrogate_pair_does_not_break_the_server() -> None:
 def test_errors_have_vllms_three_shapes(error: RefusedError, body: str) -> None:
     """Its guard, its router and its routes each have their own."""
     assert error_body(error).decode() == body
+
+
+def told(*quirks: Quirk, **speech: Any) -> list[Any]:
+    """The events of an answer of six tokens under quirks."""
+    script = write_script(Speech(seed=3, max_tokens=6, **speech))
+    reply = Reply(
+        chat=True,
+        id="a",
+        model="m",
+        created=0,
+        prompt_tokens=9,
+        usage=True,
+        quirks=frozenset(quirks),
+    )
+    so_far = Told(0, script)
+    body = reply.at_once() + reply.opening()
+    for number, piece in enumerate(script.pieces, start=1):
+        body += reply.events(so_far, [piece], total=6 if number == 6 else None)
+    return events((body + reply.closing(6, script.reasoning_tokens)).decode())
+
+
+def deltas(sent: list[Any]) -> list[dict[str, Any]]:
+    return [
+        event["choices"][0]["delta"] for event in sent if event != "[DONE]" and event["choices"]
+    ]
+
+
+PLAIN = told()
+WORDS = [delta["content"] for delta in deltas(PLAIN)[1:]]
+
+
+def test_without_quirks_there_are_role_tokens_usage_and_end() -> None:
+    """The order that all of the following differ from."""
+    assert deltas(PLAIN)[0] == {"role": "assistant", "content": ""}
+    assert len(WORDS) == 6
+    assert PLAIN[-2]["usage"] == {"prompt_tokens": 9, "total_tokens": 15, "completion_tokens": 6}
+    assert PLAIN[-1] == "[DONE]"
+
+
+def test_usage_can_stand_on_the_finish() -> None:
+    """And in no event of its own."""
+    sent = told(Quirk.USAGE_ON_FINISH)
+
+    assert [event["usage"]["completion_tokens"] for event in sent[:-1] if "usage" in event] == [6]
+    assert sent[-2]["choices"][0]["finish_reason"] == "length"
+
+
+def test_usage_can_run_along() -> None:
+    """Counted up, from none on."""
+    sent = told(Quirk.RUNNING_USAGE)
+
+    assert [e["usage"]["completion_tokens"] for e in sent[:-1]] == [0, 1, 2, 3, 4, 5, 6, 6]
+
+
+def test_usage_can_be_missing() -> None:
+    """Asked for or not."""
+    assert not any("usage" in event for event in told(Quirk.NO_USAGE)[:-1])
+
+
+def test_the_finish_can_stand_apart() -> None:
+    """In an event without output, after the last token's."""
+    last, finish = told(Quirk.FINISH_APART)[-4:-2]
+
+    assert (last["choices"][0]["finish_reason"], deltas([last])[0]["content"]) == (None, WORDS[-1])
+    assert (finish["choices"][0]["finish_reason"], deltas([finish])[0]) == ("length", {})
+
+
+def test_the_role_can_stand_in_every_event() -> None:
+    """And in none by itself."""
+    assert deltas(told(Quirk.ROLE_MERGED)) == [
+        {"role": "assistant", "content": word} for word in WORDS
+    ]
+
+
+def test_an_event_can_be_empty_while_its_text_waits() -> None:
+    """The fourth one's, for the fifth."""
+    texts = [delta["content"] for delta in deltas(told(Quirk.EMPTY_EVENTS))[1:]]
+
+    assert texts == [*WORDS[:3], "", WORDS[3] + WORDS[4], WORDS[5]]
+
+
+def test_reasoning_can_have_its_older_name() -> None:
+    """Everywhere."""
+    names = [set(delta) for delta in deltas(told(Quirk.REASONING_CONTENT, reasons=True))[1:]]
+
+    assert names == [{"reasoning_content"}] * 3 + [{"content"}] * 3
+
+
+def test_a_comment_can_come_before_every_event() -> None:
+    """But not before the end marker."""
+    reply = Reply(
+        chat=True,
+        id="a",
+        model="m",
+        created=0,
+        prompt_tokens=1,
+        quirks=frozenset({Quirk.COMMENTS, Quirk.AFTER_DONE}),
+    )
+
+    assert reply.token("x", 1).startswith(b": keep-alive\n\ndata: {")
+    assert reply.closing(1).startswith(b"data: [DONE]\n\n: keep-alive\n\ndata: {")
