@@ -66,6 +66,8 @@ def find(python: Path | None = None, environment: Path = vllm_env.DEFAULT_FOLDER
         StartError: there is none.
     """
     if python is not None:
+        if python.is_dir():  # an environment's folder
+            python = vllm_env.python_of(python)
         if (found := look(python)) is None:
             raise StartError(
                 f"Expected a Python with vLLM at {python} and found none; install vLLM for it, or "

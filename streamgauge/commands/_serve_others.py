@@ -175,8 +175,8 @@ def _serve(launch: Launch, kind: str, log: Path | None) -> int:
     file = log_file(kind, log)
     tell(f"starting {launch.name}; its log is {file}")
     with LaunchedServer(launch, log=file, say=tell) as server:
-        click.echo(f"{READY}{server.url}")
         try:
+            click.echo(f"{READY}{server.url}")
             server.wait()
         except Stopped:
             tell(f"stopping {launch.name}")

@@ -15,11 +15,12 @@ from tests.reference_server.standins import write_vllm_python
 
 @pytest.mark.parametrize(("version", "on_cpu"), [("9.9+cpu", True), ("9.9", False)])
 def test_a_python_says_which_vllm_it_has(version: str, on_cpu: bool, tmp_path: Path) -> None:
-    """Version and kind of build, from its records."""
+    """Version and kind of build, from its records; the folder of an environment will do."""
     python = write_vllm_python(tmp_path, version)
     found = look(python)
     assert found is not None
     assert (found.python, found.version, found.on_cpu) == (python, version, on_cpu)
+    assert find(python.parent.parent) == found
 
 
 def test_a_python_without_vllm_is_refused_by_name(tmp_path: Path) -> None:
