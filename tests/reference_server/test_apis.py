@@ -12,8 +12,8 @@ import pytest
 
 from reference_server.app import Simulator, SimulatorSettings
 from reference_server.process import SimProcess
-from tests.reference_server.conftest import chat, events, truth_of, wait_for
-from tests.reference_server.test_simulator import CHAT, OPTIONS, PLAIN, gauge
+from tests.reference_server.conftest import chat, events, recorded, truth_of, wait_for
+from tests.reference_server.test_simulator import CHAT, OPTIONS, PLAIN, gauge, shape
 
 TOOL = {
     "type": "function",
@@ -164,6 +164,28 @@ def test_token_ids_are_told_on_request(simulator: str) -> None:
 
     assert len(sent[0]["prompt_token_ids"]) == 10
     assert text == said(sent, "content")
+
+
+def test_token_ids_and_logprobs_have_the_recorded_shape(simulator: str) -> None:
+    """As real vLLM sent them: the same keys in the same order, the same types of values."""
+    asked = chat(max_tokens=2, return_token_ids=True, logprobs=True, top_logprobs=1)
+    sent = stream(simulator, CHAT, asked)
+    there = events(recorded("chat stream return_token_ids + logprobs"))
+    fields = {"prompt": [1, 100, 200, 300], "max_tokens": 6, "return_token_ids": True}
+    whole = post(simulator, PLAIN, fields)
+    title = "completions, prompt as token ids, min_tokens 6, return_token_ids, non-stream"
+
+    assert [str(one_of_each(shape(e))) for e in sent] == [str(one_of_each(shape(e))) for e in there]
+    assert str(shape(whole)) == str(shape(json.loads(recorded(title))))
+
+
+def one_of_each(value: Any) -> Any:
+    """Lists of any length compare as what they are made of."""
+    if isinstance(value, dict):
+        return {key: one_of_each(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [one_of_each(inner) for inner in value[:1]]
+    return value
 
 
 def test_tokenize_counts_a_chat_as_usage_does(simulator: str) -> None:
