@@ -77,17 +77,18 @@ def run_load(
     read_fd, write_fd = os.pipe()
     command = [sys.executable, "-m", "locust", "-f", str(scenario), "--headless"]
     quiet = ["--only-summary", "--loglevel", "WARNING", "--exit-code-on-error", "0"]
-    process = subprocess.Popen(
-        [*command, *quiet, *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,  # Locust's own summary; ours comes from the record
-        pass_fds=(write_fd,),
-        env={**os.environ, PROGRESS_FD: str(write_fd)},
-        start_new_session=True,
-    )
-    os.close(write_fd)
     run_id, kept = None, False
-    with _signals_passed_on(process) as passed_on:
+    with _signals_passed_on() as relay:
+        process = subprocess.Popen(
+            [*command, *quiet, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # Locust's own summary; ours comes from the record
+            pass_fds=(write_fd,),
+            env={**os.environ, PROGRESS_FD: str(write_fd)},
+            start_new_session=True,
+        )
+        relay.attach(process)
+        os.close(write_fd)
         for line in _lines(read_fd):
             run_id = line.get("run_id", run_id)
             kept = line.get("kept", kept)
@@ -96,7 +97,7 @@ def run_load(
     return LoadResult(
         run_id=run_id,
         exit_code=exit_code,
-        signal=passed_on[0] if passed_on else None,
+        signal=relay.received[0] if relay.received else None,
         kept=kept,
     )
 
@@ -107,20 +108,43 @@ def _lines(fd: int) -> Iterator[dict[str, Any]]:
             yield orjson.loads(line)
 
 
-@contextmanager
-def _signals_passed_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Hand SIGINT and SIGTERM to the run, which ends cleanly by itself; yields those received."""
-    received: list[int] = []
+class Relay:
+    """Hands SIGINT and SIGTERM to the run, which ends cleanly by itself.
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
+    It listens before the run is started, so that no signal finds the run without anybody to end it.
+
+    Attributes:
+        received: the signals so far.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def attach(self, process: subprocess.Popen[bytes]) -> None:
+        """From now on, and for what was received before, this is the run."""
+        self._process = process
+        if self.received:
+            self._send(process)
+
+    def hear(self, number: int, _frame: FrameType | None = None) -> None:
+        """Take a signal, as the handler of one."""
+        self.received.append(number)
+        if self._process is not None:
+            self._send(self._process)
+
+    def _send(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is None:
             # SIGTERM for either: a run started in the background by a shell ignores SIGINT.
-            process.send_signal(signal.SIGTERM if len(received) == 1 else signal.SIGKILL)
+            process.send_signal(signal.SIGTERM if len(self.received) == 1 else signal.SIGKILL)
 
-    before = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+
+@contextmanager
+def _signals_passed_on() -> Iterator[Relay]:
+    relay = Relay()
+    before = {n: signal.signal(n, relay.hear) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield relay
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
