@@ -43,18 +43,7 @@ _BINS = 10 * BATCHES  # of the window, for the bootstrap of rates
 _CUT_SHORT_RATIO = 0.99  # stopping a moment early is no cut
 _MANY_A_CHUNK = 1.1  # tokens an output event, from which gaps are not those of tokens
 _MANY_TOGETHER = 0.05  # share of events that came with another
-_MANY_EARLY = 0.05  # share of successes
-_EARLY = {  # flag, and what it says to who reads other tools' figures
-    "early_head": (
-        "had their response head long before the first token: the time to the head says nothing"
-        " about prefill, and --timeout-head does not guard it."
-    ),
-    "early_event": (
-        "had an event without output long before the first token: a tool that takes the first event"
-        " for the token would read a shorter TTFT."
-    ),
-}
-_MISSING = {  # flag, and what it takes from our own
+_TELLING_FLAGS = {  # and what they take from our figures; the others are only counted
     "no_usage": (
         "ended without usage: their cached tokens are unknown, and the others unless something else"
         " tells."
@@ -643,7 +632,6 @@ def _of_tokens(requests: RequestTable) -> Iterator[str]:
 def _of_flags(requests: RequestTable) -> Iterator[str]:
     """What flagged successes do to the figures, for those flags that do something to them."""
     served = requests.select(requests.is_ok)
-    for flag, words in (_EARLY | _MISSING).items():
-        count = int(has_flag(served, flag).sum())
-        if count and (flag in _MISSING or count / len(served) > _MANY_EARLY):
+    for flag, words in _TELLING_FLAGS.items():
+        if count := int(has_flag(served, flag).sum()):
             yield f"{count} of {len(served)} successes ({count / len(served):.1%}) {words}"

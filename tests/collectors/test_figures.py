@@ -349,9 +349,8 @@ def _flagged(flag: str, n: int, of: int = 100) -> list[str]:
 @pytest.mark.parametrize(
     ("flag", "n", "says"),
     [
-        ("early_head", 6, "6 of 100 successes (6.0%) had their response head long before"),
-        ("early_head", 5, None),
-        ("early_event", 6, "a tool that takes the first event for the token"),
+        ("early_head", 100, None),  # of nearly every vLLM run
+        ("early_event", 100, None),
         ("no_usage", 1, "1 of 100 successes (1.0%) ended without usage"),
         ("fewer_tokens", 1, "E2E and tokens/s are those of shorter answers"),
         ("no_done", 100, None),

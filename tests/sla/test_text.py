@@ -107,7 +107,7 @@ def test_many_flags_and_long_warnings_fit_a_terminal() -> None:
 
     assert max(map(len, lines)) <= 100
     assert sum("(100 %)" in line for line in lines) == 2
-    assert any(line.startswith("  head says nothing") for line in lines)
+    assert any(line.startswith("  ") and line.endswith("than meant.") for line in lines)
 
 
 def test_served_stand_beside_felt_where_some_failed() -> None:
