@@ -74,10 +74,14 @@ def vllm(
         return 0
     _expect_flags(flags)
     if url is not None:
+        if model or profile or names or setup or python or log or flags:
+            raise click.UsageError("--url starts no vLLM; leave out all that shapes one.")
         return _wait_for(url)
+    if setup and python is not None:
+        raise click.UsageError("--setup makes .venv-vllm; leave it or --python out.")
     gpus = find_gpus()
     with stopping_in_order():
-        if setup and python is None:
+        if setup:
             _set_up(on_gpus=bool(gpus) and profile in {None, "gpu"})
         chosen = plan(
             find(python), model=model, profile=profile, variants=names, flags=flags, gpus=gpus
@@ -152,7 +156,7 @@ def _set_up(*, on_gpus: bool) -> None:
     folder = vllm_env.DEFAULT_FOLDER
     if vllm_env.is_ready(folder):
         return
-    kind, size = ("NVIDIA GPUs", "10 GB") if on_gpus else ("this CPU", "2.5 GB")
+    kind, size = ("NVIDIA GPUs", "several GB") if on_gpus else ("this CPU", "2.5 GB")
     tell(f"setting up {folder} with vLLM {vllm_env.VLLM} for {kind} ({size}, some minutes, once)")
     vllm_env.ensure(folder, cuda=on_gpus)
 

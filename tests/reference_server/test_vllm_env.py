@@ -113,3 +113,34 @@ def test_a_python_that_vllm_does_not_support_is_named(
     monkeypatch.setattr(vllm_env, "SUPPORTED", ((3, 98), (3, 99)))
     with pytest.raises(SetupError, match=r"needs Python 3\.98 or newer below 3\.99, and this is 3"):
         vllm_env.ensure(tmp_path / "env")
+
+
+def test_for_gpus_the_wheel_is_vllms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repair, no question about torch; the environment then counts as whole."""
+    folder = tmp_path / "env"
+    steps: list[list[str]] = []
+
+    def run(_what: str, command: list[str]) -> None:
+        steps.append(command)
+        (folder / "bin").mkdir(parents=True, exist_ok=True)
+        (folder / "bin" / "python").touch()
+
+    monkeypatch.setattr(vllm_env, "_step", run)
+    monkeypatch.setattr(vllm_env, "_available_torch_versions", lambda: pytest.fail("asked pip"))
+    assert vllm_env.ensure(folder, cuda=True)
+    assert steps[-1][-2:] == ["install", f"vllm=={vllm_env.VLLM}"]
+    assert vllm_env.is_ready(folder)
+    assert not vllm_env.ensure(folder)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped name must not cost somebody's files."""
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "chapter-1").write_text("It was a dark night.")
+    monkeypatch.setattr(vllm_env, "_available_torch_versions", lambda: {vllm_env.TORCH})
+    with pytest.raises(SetupError, match="holds something else"):
+        vllm_env.ensure(folder)
+    assert (folder / "chapter-1").exists()

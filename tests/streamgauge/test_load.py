@@ -27,7 +27,9 @@ def test_a_signal_reaches_the_run_even_from_before_it_was_started(early: bool) -
 def test_a_second_signal_kills() -> None:
     """Who asks twice does not want to wait."""
     relay = Relay()
-    with subprocess.Popen(["sh", "-c", "trap '' TERM; echo on; exec sleep 60"], stdout=-1) as process:
+    with subprocess.Popen(
+        ["sh", "-c", "trap '' TERM; echo on; exec sleep 60"], stdout=-1
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         relay.attach(process)

@@ -158,6 +158,8 @@ def test_variants_are_listed() -> None:
         (["vllm", "--python", "PY", "--model", "m", "--variant", "fp8"], "fp8 needs an NVIDIA"),
         (["vllm", "--python", "/no/python", "--model", "m"], "Python with vLLM at /no/python"),
         (["vllm", "--model", "m", "fp8"], "'fp8' where vLLM's own flags go; those stand after --"),
+        (["vllm", "--url", "http://127.0.0.1:1", "--model", "m"], "--url starts no vLLM"),
+        (["vllm", "--setup", "--python", "PY"], "leave it or --python out"),
         (["cmd", "--", "srv"], "Which URL says that it is ready"),
         (["cmd", "--ready-url", "http://127.0.0.1:1/"], "Which command"),
         (["cmd", "--ready-url", "http://example.com/", "--", "srv"], "URL on this machine"),
