@@ -10,7 +10,7 @@ an aborted request leaves no trace in the histograms of requests.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -96,6 +96,16 @@ class Histogram:
         """Note one value; an edge belongs to the bucket below it."""
         self._counts[bisect_left(self._edges, value)] += 1
         self._sum += value
+
+    def observe_all(self, ordered: Sequence[float]) -> None:
+        """Note many values at once, given in ascending order."""
+        before = 0
+        for bucket, edge in enumerate(self._edges):
+            upto = bisect_right(ordered, edge)
+            self._counts[bucket] += upto - before
+            before = upto
+        self._counts[-1] += len(ordered) - before
+        self._sum += sum(ordered)
 
     def lines(self) -> Iterator[str]:
         """Its part of the page."""

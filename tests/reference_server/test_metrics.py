@@ -6,6 +6,9 @@ import re
 from collections import defaultdict
 
 import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reference_server.engine import Engine, EngineConfig, Sequence, Span, Speculation
 from reference_server.metrics import Histogram, Metrics
@@ -125,3 +128,16 @@ def test_prompt_tokens_are_told_apart_by_source() -> None:
     assert f"vllm:prefix_cache_hits_total{{{labels}}} 39.0" in page
     assert f'by_source_total{{{labels},source="local_compute"}} 41.0' in page
     assert 'enable_prefix_caching="True"' in page
+
+
+@given(st.lists(st.floats(0, 3)))
+def test_many_values_at_once_are_counted_as_one_by_one(values: list[float]) -> None:
+    """The same buckets, an edge in the bucket below it; the same sum."""
+    singly, at_once = (Histogram("h", "about", (0.5, 1.0, 2.0)) for _ in range(2))
+    values = [*values, 0.5, 2.0]
+    for value in values:
+        singly.observe(value)
+    at_once.observe_all(sorted(values))
+
+    assert at_once._counts == singly._counts
+    assert at_once._sum == pytest.approx(singly._sum)
