@@ -254,8 +254,9 @@ class Telling:
             await self._call.hang_up(reset=kind is Fault.RESET)
             raise BrokenOffError
         else:
+            said = b"" if kind is Fault.ERROR_FIRST else self._waiting
             end = DONE if kind is Fault.NO_FINISH else b""
-            await self._write(self._waiting + end + _error_event(kind), last=True)
+            await self._write(said + end + _error_event(kind), last=True)
             raise BrokenOffError
 
 

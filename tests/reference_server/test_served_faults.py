@@ -21,7 +21,7 @@ from reference_server.inject import Fault
 from reference_server.process import SimProcess
 from reference_server.quirks import Quirk
 from tests.loadgen.playing import make_client
-from tests.reference_server.conftest import chat, truth_of
+from tests.reference_server.conftest import chat, events, truth_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 8
@@ -235,6 +235,16 @@ def test_other_apis_have_faults_too(
     if fault is None:
         assert record.input_tokens
         assert record.output_tokens == (None if api == "embeddings" else TOKENS)
+
+
+def test_an_error_can_be_all_that_a_stream_says(url: str) -> None:
+    """No role event before it, as where vLLM's queue is full."""
+    request = chat(model="m", max_tokens=4, stream=True)
+    headers = {"X-Fault": "error-first"}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=request, headers=headers)
+    error, end = events(answer.text)
+
+    assert (answer.status_code, error["error"]["code"], end) == (200, 500, "[DONE]")
 
 
 def test_what_an_answer_is_made_of_is_recorded_as_that(url: str) -> None:
