@@ -28,6 +28,7 @@ COMMANDS = {
     "dashboard": "Open the dashboard.",
     "doctor": "Ask an endpoint what it can do and what a run would measure.",
     "simulate": "Simulate a load on a fleet of GPUs, without waiting, and record it.",
+    "fit": "Fit the simulator to recorded runs of a server.",
     "serve": "Start a server: the simulator, real vLLM, or any other.",
 }
 OWN_FAILURE = 4

@@ -13,7 +13,7 @@ parameter may become negative. Those that the samples say nothing about stay as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -124,7 +124,7 @@ def fit_linear(cost: LinearCost, samples: Sequence[Sample]) -> Fit[LinearCost]:
     before = np.array([getattr(cost, name) for name in names])
     found = _solve(np.array(rows), measured, before)
     fitted = replace(cost, **{name: float(x) for name, x in zip(names, found, strict=True)})
-    return _judged(fitted, samples, measured)
+    return judged(fitted, samples)
 
 
 def fit_roofline(cost: RooflineCost, samples: Sequence[Sample]) -> Fit[RooflineCost]:
@@ -138,7 +138,7 @@ def fit_roofline(cost: RooflineCost, samples: Sequence[Sample]) -> Fit[RooflineC
         SettingsError: no sample, or one that took no time.
     """
     measured = _measured(samples)
-    best = _judged(cost, samples, measured)
+    best = judged(cost, samples)
     for _ in range(_ROUNDS):
         features_of = partial(_roofline_features, cost)
         rows = np.array([_sum(sample, features_of) for sample in samples])
@@ -155,9 +155,9 @@ def fit_roofline(cost: RooflineCost, samples: Sequence[Sample]) -> Fit[RooflineC
             compute_ratio=1 / max(compute, 1e-9),
             bandwidth_ratio=1 / max(reading, 1e-9),
         )
-        judged = _judged(cost, samples, measured)
-        if judged.error_ratio_p50 < best.error_ratio_p50:
-            best = judged
+        tried = judged(cost, samples)
+        if tried.error_ratio_p50 < best.error_ratio_p50:
+            best = tried
         if np.allclose(found, before, rtol=1e-6):
             break
     return best
@@ -243,7 +243,13 @@ def predicted_s(cost: LinearCost | RooflineCost, sample: Sample) -> float:
     return total
 
 
-def _judged(cost: C, samples: Iterable[Sample], measured: Vector) -> Fit[C]:
+def judged(cost: C, samples: Sequence[Sample]) -> Fit[C]:
+    """How well a cost predicts the samples, as it is.
+
+    Raises:
+        SettingsError: no sample, or one that took no time.
+    """
+    measured = _measured(samples)
     predicted = np.array([predicted_s(cost, sample) for sample in samples])
     error = np.abs(predicted - measured) / measured
     return Fit(
