@@ -83,6 +83,25 @@ class Call:
         await self._send({"type": "http.response.body", "body": body, "more_body": not last})
         return time.monotonic()
 
+    @property
+    def writes_now(self) -> bool:
+        """`write_now` can be used."""
+        return self._transport is not None
+
+    def write_now(self, body: bytes) -> float:
+        """Send a part of a chunked body past the HTTP server, which would do no more with it.
+
+        It is written before this returns, not by a task that must be woken first. A client that
+        reads too slowly has all of it kept for it.
+
+        Returns:
+            The instant at which the write returned.
+        """
+        transport = self._transport
+        if body and transport is not None and not transport.is_closing():
+            transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        return time.monotonic()
+
     async def reply(
         self,
         body: bytes,

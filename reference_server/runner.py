@@ -8,7 +8,7 @@ Several engines stand behind a router, each on a timeline of its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -51,6 +51,8 @@ class Answer:
         last_at: its last token so far was due.
         generated: tokens so far.
         preemptions: how often it lost its place.
+        listener: takes each token the moment it is due, but for the last one, which `tokens` has;
+            None: all wait to be read.
     """
 
     sequence: Sequence
@@ -64,6 +66,7 @@ class Answer:
     last_at: float | None = None
     generated: int = 0
     preemptions: int = 0
+    listener: Callable[[Token], None] | None = None
     _tokens: asyncio.Queue[Token | None] = field(default_factory=asyncio.Queue)
 
     async def tokens(self) -> AsyncIterator[Token]:
@@ -82,7 +85,15 @@ class Answer:
 
     def hand(self, token: Token) -> None:
         """Give the reader one more token."""
-        self._tokens.put_nowait(token)
+        if self.listener is None or token.finished:
+            self._tokens.put_nowait(token)
+        else:
+            self.listener(token)
+
+    def listen(self, listener: Callable[[Token], None]) -> None:
+        """Have tokens taken from now on; not yet, if there are some that wait to be read."""
+        if self._tokens.empty():
+            self.listener = listener
 
     def abandon(self) -> None:
         """Tell the reader to give up, after what it was handed already."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from reference_server.dialect import DONE, EVENT_STREAM, Told, error_body
 from reference_server.errors import RefusedError
 from reference_server.inject import Fault, Mishap
 from reference_server.quirks import EVERY, Quirk
-from reference_server.runner import Answer
+from reference_server.runner import Answer, Token
 from reference_server.script import Piece, Script
 from reference_server.steps import StepWatch
 from reference_server.truth import OpenTruth
@@ -124,6 +125,9 @@ class Telling:
         self._mishap = mishap
         self._interval = stream_interval
         self._steps = steps
+        # Nothing can come between two tokens, so that each can be written as it is handed over.
+        plain = not quirks and mishap is None and stream_interval == 1
+        self._direct = plain and len(choices) == 1 and call.writes_now
         self._turn = asyncio.Lock()
         self._begun = False
         self._open = len(choices)
@@ -194,15 +198,30 @@ class Telling:
                 self._waiting += self._reply.closing(total, thoughts)
             if self._writes_waiting >= self._at_a_time or total is not None:
                 await self._write_waiting(token.due_at, last=total is not None)
+            if self._direct:
+                choice.answer.listen(partial(self._take, told, pieces))
+
+    def _take(self, told: Told, pieces: Iterator[Piece], token: Token) -> None:
+        """Write a token that is neither the first nor the last, now."""
+        taken = list(islice(pieces, token.so_far - told.tokens))
+        event = self._reply.events(told, taken)
+        self._tokens += len(taken)
+        if event:
+            self._truth.scheduled_at.append(token.due_at)
+            self._note(token.due_at, self._call.write_now(event), 1)
 
     async def _write_waiting(self, due_at: float, *, last: bool) -> None:
-        truth, count = self._truth, self._writes_waiting
+        count = self._writes_waiting
         event, self._waiting, self._writes_waiting = self._waiting, b"", 0
-        truth.scheduled_at.extend([max(due_at, self._not_before)] * count)
-        written_at = await self._write(event, last=last)
+        self._truth.scheduled_at.extend([max(due_at, self._not_before)] * count)
+        self._note(due_at, await self._write(event, last=last), count)
+
+    def _note(self, due_at: float, written_at: float, events: int) -> None:
+        """Keep what the truth log wants of a write of so many events that were due."""
+        truth = self._truth
         if self._steps is not None and due_at > self._not_before:
             self._steps.note(due_at, written_at)
-        truth.written_at.extend([written_at] * count)
+        truth.written_at.extend([written_at] * events)
         truth.tokens = self._tokens
         truth.held_back += self._call.held_back
 
