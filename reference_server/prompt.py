@@ -18,6 +18,7 @@ from reference_server.text import (
     TOKENS_PER_MESSAGE,
     answer_id,
     count_tokens,
+    token_strings,
     tokenize,
 )
 
@@ -61,7 +62,9 @@ class Prompt:
 
         An assistant's message is one row, as it was when it was generated.
         """
-        if isinstance(self.content, str) or not self.content or isinstance(self.content[0], int):
+        if isinstance(self.content, str):
+            return list(_rows(token_strings(self.content)))
+        if not self.content or isinstance(self.content[0], int):
             return list(_rows(self.ids()))
         spans: list[tuple[int, int]] = []
         for message in self.content:
@@ -71,7 +74,7 @@ class Prompt:
                 if length := count_tokens(message.text):
                     spans.append((answer_id(message.text), length))
             else:
-                spans += _rows(tokenize(message.text))
+                spans += _rows(token_strings(message.text))
             spans.append((4, 1))
         return [*spans, *_rows(_opening("assistant"))]
 
@@ -156,7 +159,7 @@ def _opening(role: str) -> list[int]:
     return [1, zlib.crc32(role.encode(errors="replace")) % 1000, 2]
 
 
-def _rows(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
-    for start in range(0, len(ids), _SPAN_TOKENS):
-        row = ids[start : start + _SPAN_TOKENS]
-        yield zlib.crc32(repr(row).encode()), len(row)
+def _rows(tokens: Sequence[int] | Sequence[str]) -> Iterator[tuple[int, int]]:
+    for start in range(0, len(tokens), _SPAN_TOKENS):
+        row = tokens[start : start + _SPAN_TOKENS]
+        yield zlib.crc32(repr(row).encode(errors="replace")), len(row)
