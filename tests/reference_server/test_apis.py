@@ -325,10 +325,11 @@ def test_choices_for_which_the_queue_has_no_room_are_refused_together(simulator:
 
 def test_a_starting_server_says_so_and_an_admission_limit_holds() -> None:
     """503 until the delay is over; then 429 for one more than may be under way."""
-    with SimProcess("--startup-delay", "1s", "--admission-limit", "1") as process:
+    client = httpx.Client()  # made before, since that takes a while
+    with client, SimProcess("--startup-delay", "1.5s", "--admission-limit", "1") as process:
         url, began = process.url, time.monotonic()
-        early = [httpx.get(f"{url}/health"), httpx.get(f"{url}/v1/models")]
-        truth = httpx.get(f"{url}/truth")
+        early = [client.get(f"{url}/health"), client.get(f"{url}/v1/models")]
+        truth = client.get(f"{url}/truth")
         wait_for(lambda: httpx.get(f"{url}/health").status_code == 200)
         ready_s = time.monotonic() - began
         request = {"prompt": "a", "max_tokens": 5000}
