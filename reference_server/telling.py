@@ -198,7 +198,7 @@ class Telling:
                 self._waiting += self._reply.closing(total, thoughts)
             if self._writes_waiting >= self._at_a_time or total is not None:
                 await self._write_waiting(token.due_at, last=total is not None)
-            if self._direct:
+            if self._direct and not self._waiting:
                 choice.answer.listen(partial(self._take, told, pieces))
 
     def _take(self, told: Told, pieces: Iterator[Piece], token: Token) -> None:

@@ -83,6 +83,7 @@ def test_a_tool_is_called_in_deltas(simulator: str) -> None:
     calls = [call for c in choices(sent) for call in c["delta"].get("tool_calls", [])]
     whole = post(simulator, CHAT, chat(max_tokens=12, tools=[TOOL]))["choices"][0]
 
+    assert sent[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert calls[0]["function"] == {"name": "weather"}
     assert (calls[0]["type"], calls[0]["index"]) == ("function", 0)
     arguments = "".join(call["function"]["arguments"] for call in calls[1:])
@@ -129,7 +130,10 @@ def test_reasoning_can_be_hidden(simulator: str) -> None:
     asked = chat(max_tokens=8, reasoning_effort="low", include_reasoning=False)
     body = post(simulator, CHAT, asked)
     message = body["choices"][0]["message"]
+    first, *rest = choices(stream(simulator, CHAT, asked))
 
+    assert first["delta"]["role"] == "assistant"
+    assert "".join(choice["delta"]["content"] for choice in rest) == message["content"]
     assert message["reasoning"] is None
     assert len(message["content"].split()) == 4
     assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": 4}
