@@ -18,7 +18,7 @@ from reference_server.engine.hardware import DEVICES
 from reference_server.engine.machine import Machine
 from reference_server.engine.models import MODELS
 from reference_server.errors import SettingsError, StartError
-from reference_server.kernel import run_before_others
+from reference_server.kernel import listen, run_before_others
 from reference_server.process import SimProcess
 from tests.reference_server.conftest import chat, truth_of, wait_for
 
@@ -219,3 +219,13 @@ def test_a_model_on_a_gpu_keeps_its_schedule() -> None:
     assert took_s == pytest.approx(expected_s, abs=1e-6)
     assert f'num_gpu_blocks="{Machine(cost=cost).kv_cache_tokens // 16}"' in page
     assert 'enable_prefix_caching="True"' in page
+
+
+def test_a_token_waits_for_no_acknowledgement() -> None:
+    """What is accepted sends small writes at once; else the token after a head is 40 ms late."""
+    with (
+        listen("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
