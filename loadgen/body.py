@@ -15,7 +15,7 @@ from loadgen.sse import SseDecoder
 MAX_JSON_BYTES = 16 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 _BOM = b"\xef\xbb\xbf"
-_BLANKS = re.compile(rb"(?:\s|\xef\xbb\xbf)*")  # in any order, since reads may end between them
+_BLANKS = re.compile(rb"\s*(?:\xef\xbb\xbf\s*)*")  # in any order, since reads may end between them
 _LESSONS = 8  # tries at learning an answer's plain event; what never repeats is not worth more
 _SSE_STARTS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
 

@@ -268,6 +268,15 @@ def wires() -> Wires:
     return _wires[0]
 
 
+def close_wires() -> None:
+    """Close what :func:`wires` made, if it did."""
+    while _wires:
+        made = _wires.pop()
+        made.peer.close()
+        for transport in made.transports:
+            transport.close()
+
+
 def response(data: bytes) -> Reading:
     """Whatever bytes answer a request, it leaves a record, and the next request is answered."""
     draw = dice(data)

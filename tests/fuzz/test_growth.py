@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from itertools import chain, count, islice, repeat
 from pathlib import Path
 
@@ -215,18 +215,17 @@ ENDLESS: dict[str, tuple[bytes, Callable[[], Iterator[bytes]], Outcome]] = {
 def test_what_has_no_end_is_given_up(make_transport: type, name: str) -> None:
     """At once where it is too much, else at the time limit; it keeps neither memory nor others."""
     head, pieces, outcome = ENDLESS[name]
-    transport, peer, records = make_transport(), Peer(), list[RequestRecord]()
-    peer.plays = [Played(chain([head], pieces()), Then.CLOSE)]
     if name == "interim heads" and make_transport is WireTransport:
         outcome = Outcome.MALFORMED  # together they are one head
     limits = Limits(total_s=0.3 if outcome is Outcome.TIMEOUT else 30.0)
-    client = make_client(transport, records, limits=limits, target=peer.target)
+    records: list[RequestRecord] = []
     began = time.monotonic()
-    with memory() as peak, peer.watched():
-        client.ask(targets._ASK, client._began_at)
-        assert peak() < 3 * MIB
-    transport.close()
-    peer.close()
+    with closing(make_transport()) as transport, closing(Peer()) as peer, peer.watched():
+        peer.plays = [Played(chain([head], pieces()), Then.CLOSE)]
+        client = make_client(transport, records, limits=limits, target=peer.target)
+        with memory() as peak:
+            client.ask(targets._ASK, client._began_at)
+            assert peak() < 3 * MIB
 
     assert [record.outcome for record in records] == [outcome]
     assert time.monotonic() - began < 5.0

@@ -32,7 +32,9 @@ def request(name: str, connection: int = 0, method: str = "POST") -> Received:
     return Received(connection=connection, method=method, path="/", headers=headers, body=b"")
 
 
-@pytest.fixture(scope="module", params=[WireTransport, HttpxTransport])
+@pytest.fixture(
+    scope="module", params=[WireTransport, pytest.param(HttpxTransport, marks=pytest.mark.slow)]
+)
 def played(request: pytest.FixtureRequest) -> dict[str, list[tuple[Expected, RequestRecord]]]:
     """Each fault a few times on connections that are kept, all faults at once; pairs by fault."""
     pairs: dict[str, list[tuple[Expected, RequestRecord]]] = {}
