@@ -61,7 +61,7 @@ def frame_bytes(start: bytes, *, tls: bool) -> int | None:
     if start.startswith(b"HTTP/"):
         return _through(start, b"\r\n\r\n")
     digits, line_end, _ = start.partition(b"\r\n")
-    if line_end and len(digits) <= _MAX_CHUNK_DIGITS:
+    if line_end and len(digits) <= _MAX_CHUNK_DIGITS and digits.isalnum():  # -7 is a number, too
         try:
             return len(digits) + int(digits, 16) + 4
         except ValueError:

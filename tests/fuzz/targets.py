@@ -20,6 +20,7 @@ from typing import Any
 
 from collectors.batches import Batch, pack, unpack
 from collectors.records import Outcome, RequestRecord
+from loadgen.backlog import Backlog
 from loadgen.client import API_PATHS, MAX_DETAIL, Ask
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
@@ -250,12 +251,20 @@ def _unpacked(pieces: Sequence[bytes]) -> Iterator[bytes]:
 # -- over a socket ---------------------------------------------------------------------------------
 
 
+class _Behind(Backlog):
+    """That of a process which is always late, and reads frame by frame."""
+
+    def likely(self, now: float) -> bool:
+        return True
+
+
 class Wires:
     """Both transports and a peer to ask, made when first needed and kept: that is what they do."""
 
     def __init__(self) -> None:
         self.peer = Peer()
-        self.transports = (WireTransport(), HttpxTransport())
+        self.transports = (WireTransport(), WireTransport(), HttpxTransport())
+        self.transports[1].backlog = _Behind()
 
 
 _wires: list[Wires] = []

@@ -24,7 +24,9 @@ def test_a_frame_is_read_to_its_end_and_no_further(frame: bytes, after: bytes, t
 
 
 @pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize("start", [b"", b"x", b"\n", b"zz\r\nabc", b"\x00\x01", b"data: a\n"])
+@pytest.mark.parametrize(
+    "start", [b"", b"x", b"\n", b"zz\r\nabc", b"-7\r\na", b"\x00\x01", b"data: a\n"]
+)
 def test_what_begins_no_frame_has_no_length(start: bytes, tls: bool) -> None:
     """It is then read as it comes."""
     assert frame_bytes(start, tls=tls) is None
