@@ -8,7 +8,8 @@ once it is known which parts are bound by computing and which by reading. So tha
 parameters are solved for, and what is bound by what is looked at again, until nothing changes.
 
 Errors are weighted by the time measured, so that a short step counts as much as a long one. No
-parameter may become negative. Those that the samples say nothing about stay as they were.
+parameter may become negative, and no share above 1, which the data sheet gives. Those that the
+samples say nothing about stay as they were.
 """
 
 from __future__ import annotations
@@ -142,18 +143,19 @@ def fit_roofline(cost: RooflineCost, samples: Sequence[Sample]) -> Fit[RooflineC
     for _ in range(_ROUNDS):
         features_of = partial(_roofline_features, cost)
         rows = np.array([_sum(sample, features_of) for sample in samples])
-        fixed, features = rows[:, 0], rows[:, 1:]
-        before = np.array(
-            [cost.overhead_s, cost.per_sequence_s, 1 / cost.compute_ratio, 1 / cost.bandwidth_ratio]
-        )
+        features = rows[:, 1:]
+        # What the data sheet's full rates take is certain; a share adds its inverse less 1 to it.
+        fixed = rows[:, 0] + features[:, 2] + features[:, 3]
+        more = (1 / cost.compute_ratio - 1, 1 / cost.bandwidth_ratio - 1)
+        before = np.array([cost.overhead_s, cost.per_sequence_s, *more])
         found = _solve(features, measured - fixed, before, scale=measured)
         overhead_s, per_sequence_s, compute, reading = (float(x) for x in found)
         cost = replace(
             cost,
             overhead_s=overhead_s,
             per_sequence_s=per_sequence_s,
-            compute_ratio=1 / max(compute, 1e-9),
-            bandwidth_ratio=1 / max(reading, 1e-9),
+            compute_ratio=1 / (1 + compute),
+            bandwidth_ratio=1 / (1 + reading),
         )
         tried = judged(cost, samples)
         if tried.error_ratio_p50 < best.error_ratio_p50:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -13,6 +12,7 @@ from streamgauge.commands._options import db_option
 from streamgauge.commands._settings import COUNT, Setting, given, options_of
 
 _FOUND = {"compute_ratio", "bandwidth_ratio", "overhead_s", "per_sequence_s"}
+_FULL = 0.9999
 _SHARES = ("compute_ratio", "bandwidth_ratio")
 _IS_OF_THE_SERVER = tuple(
     setting
@@ -75,18 +75,16 @@ def _samples(store: Any, runs: tuple[str, ...], max_batched_tokens: int) -> list
 def _fitted(cost: Any, samples: list[Any]) -> tuple[Any, str]:
     """The cost that fits, and how well in words."""
     from reference_server.engine.cost import LinearCost
-    from reference_server.engine.fit import fit_linear, fit_roofline, judged
+    from reference_server.engine.fit import fit_linear, fit_roofline
 
     fit: Any = (fit_linear if isinstance(cost, LinearCost) else fit_roofline)(cost, samples)
-    beyond = [name for name in _SHARES if getattr(fit.cost, name, 0.0) > 1]
-    if beyond:
-        fit = judged(replace(fit.cost, **dict.fromkeys(beyond, 1.0)), samples)
+    full = [name for name in _SHARES if getattr(fit.cost, name, 0.0) > _FULL]
     told = (
         f"Fitted to {fit.samples} samples: their error is {fit.error_ratio_p50:.1%} in the median, "
         f"{fit.error_ratio_max:.1%} at most."
     )
-    names = " and ".join(name.replace("_", " ") for name in beyond)
-    return fit.cost, told + (f" The {names} is held at 1, the data sheet's." if beyond else "")
+    names = " and ".join(name.replace("_", " ") for name in full)
+    return fit.cost, told + (f" The {names} is held at 1, the data sheet's." if full else "")
 
 
 def _words(cost: Any) -> list[str]:
