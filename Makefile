@@ -10,7 +10,7 @@ SOURCES := collectors dashboard loadgen reference_server scenarios sla streamgau
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench fuzz soak demo-vllm lock clean
+.PHONY: help setup demo test test-slow check format bench fuzz soak demo-vllm gpu-check lock clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort | expand -t 14
@@ -60,6 +60,9 @@ soak: $(RUNTIME)  ## Load an endpoint that fails in every way, and check every r
 demo-vllm: $(RUNTIME)  ## The main job against real vLLM on this CPU, in .venv-vllm.
 	@$(BIN)/python -m reference_server.vllm_env .venv-vllm
 	@$(BIN)/python -m bench.demo_vllm
+
+gpu-check: $(if $(WHEELS),,$(RUNTIME))  ## On a machine with an NVIDIA GPU: read, serve, load, fit, write docs/gpu.md: WHEELS=folder OPTIONS=...
+	@$(if $(WHEELS),$(PYTHON),$(BIN)/python) -m bench.gpu_check $(if $(WHEELS),--wheels $(WHEELS)) $(OPTIONS)
 
 lock: $(DEV)  ## Write the locks anew (needs uv on PATH; any index it is set up for).
 	uv pip compile pyproject.toml requirements/build.in --extra dashboard --extra http2 --extra server --extra postgres \
