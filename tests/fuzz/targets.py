@@ -14,7 +14,7 @@ import random
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +24,7 @@ from loadgen.backlog import Backlog
 from loadgen.client import API_PATHS, MAX_DETAIL, Ask
 from loadgen.errors import DecodeError
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
+from loadgen.fingerprint import Fingerprints
 from loadgen.httpx_transport import HttpxTransport
 from loadgen.inflate import Inflater
 from loadgen.sse import LINE_BYTES, SseDecoder, SseEvent
@@ -46,6 +47,7 @@ MAX_RECORD_BYTES = 96 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _GZIP = 16 + zlib.MAX_WBITS
+_FINGERPRINTS = Fingerprints(b"salt" * 8)
 _ASK = Ask(task="fuzz", prompt="p")
 _GOOD = Played((CHUNKED + chunk(ANSWER) + LAST_CHUNK,))
 _BRIEF, _PATIENT = Limits(total_s=0.05), Limits(total_s=5.0)
@@ -55,6 +57,7 @@ _TIMED = {
     "early_head",
     "early_event",
 }  # flags that are about when bytes came
+_HOW = {"connect_s", "http_version", "read_delay_s", "coalesced_events", "endpoint"}
 _NO_HEAD = re.compile(r"[^!-~ ]")
 
 
@@ -180,7 +183,9 @@ def _split(data: bytes) -> tuple[str, int, str, bytes]:
 def _record(transport: Any, api: str = "chat", limits: Limits = _PATIENT) -> RequestRecord:
     """The record that one request leaves; it is one that can be sent on and stored."""
     records: list[RequestRecord] = []
-    client = make_client(transport, records, limits=limits, api=api, began_at=0.0)
+    client = make_client(
+        transport, records, limits=limits, api=api, began_at=0.0, fingerprints=_FINGERPRINTS
+    )
     assert client.ask(_ASK, 1.0) is records[0]
     assert len(records) == 1
     assert not client.open
@@ -200,18 +205,12 @@ def _checked(record: RequestRecord) -> RequestRecord:
 
 
 def _reading(record: RequestRecord) -> Reading:
-    """All of a record that does not depend on when its bytes came."""
-    return (
-        record.outcome.value,
-        record.detail,
-        record.http_status,
-        frozenset(record.flags) - _TIMED,
-        record.output_events,
-        len(record.gaps_s) if record.gaps_s is not None else None,
-        record.token_source,
-        (record.input_tokens, record.cached_input_tokens),
-        (record.output_tokens, record.reasoning_tokens, record.first_event_tokens),
-        record.finish_reasons,
+    """All of a record that does not depend on when its bytes came, or over what."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    values["flags"] = frozenset(record.flags) - _TIMED
+    values["gaps_s"] = None if record.gaps_s is None else len(record.gaps_s)
+    return tuple(
+        value for name, value in values.items() if not name.endswith("_at_s") and name not in _HOW
     )
 
 
@@ -307,7 +306,14 @@ def _asked(transport: Any, play: Played) -> Reading:
 
 def _record_over_socket(transport: Any, api: str, limits: Limits) -> RequestRecord:
     peer, records = wires().peer, list[RequestRecord]()
-    client = make_client(transport, records, limits=limits, api=api, target=peer.target)
+    client = make_client(
+        transport,
+        records,
+        limits=limits,
+        api=api,
+        target=peer.target,
+        fingerprints=_FINGERPRINTS,
+    )
     with peer.watched():
         client.ask(_ASK, client._began_at)
     assert len(records) == 1
