@@ -5,36 +5,26 @@ random weights, serves it (vLLM, else transformers serve), loads it at several c
 the simulator to that, and writes what it found to docs/gpu.md. Nothing comes from a network: where
 our own packages are not installed, ``--wheels`` names a folder that has them.
 
-This file needs the standard library alone, so that it can say what is missing; `bench.gpu_work`
-has the work. Exit codes: 0 the page is written, 2 something is missing or did not work, told in
-one sentence, and nothing is written.
+This file and `bench.gpu_bare` need the standard library alone, so that they can say what is
+missing; `bench.gpu_work` has the work. Exit codes: 0 the page is written, 2 something is missing
+or did not work, told in one sentence, and nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 
-NVML = "libnvidia-ml.so.1"
+from bench.gpu_bare import CheckError, expect_driver, install, packages
+
 DOCUMENT = Path("docs/gpu.md")
-NO_GPU = (
-    "Expected an NVIDIA GPU with its driver and saw none here ({why}); run `make gpu-check` on a "
-    "machine that has one."
-)
 _IS_SECOND = "STREAMGAUGE_GPU_CHECK_HAS_PACKAGES"
-
-
-class CheckError(Exception):
-    """The check cannot go on; one sentence."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,62 +52,6 @@ def parser() -> argparse.ArgumentParser:
     add("--list-packages", action="store_true",
         help="print what `streamgauge run` needs, as pip reads it, and end")  # fmt: skip
     return made
-
-
-def expect_driver() -> None:
-    """Return if NVIDIA's library of readings can be loaded.
-
-    Raises:
-        CheckError: it cannot, so that no GPU can be read.
-    """
-    try:
-        ctypes.CDLL(NVML)
-    except OSError:
-        raise CheckError(NO_GPU.format(why=f"{NVML} cannot be loaded")) from None
-
-
-def install(wheels: Path, folder: Path, python: str = sys.executable) -> None:
-    """Unpack all wheels of a folder into another with a Python's pip, with nothing fetched.
-
-    Raises:
-        CheckError: there are none, or pip refuses them.
-    """
-    found = sorted(map(str, wheels.glob("*.whl")))
-    if not found:
-        raise CheckError(
-            f"Expected wheels in {wheels} and found none; docs/gpu.md says how they are gathered."
-        )
-    quiet = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check")
-    done = subprocess.run(
-        [python, "-m", "pip", "install", *quiet, "--target", str(folder), *found],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        said = done.stdout.strip().splitlines() or ["nothing was said"]
-        raise CheckError(f"pip cannot install the wheels in {wheels}: {said[-1]}")
-
-
-def packages(name: str = "streamgauge") -> list[str]:
-    """What a distribution needs without its extras, itself left out, as ``name==version``."""
-    seen: dict[str, str] = {}
-    todo = [name]
-    while todo:
-        try:
-            found = metadata.distribution(todo.pop())
-        except metadata.PackageNotFoundError:  # of another platform or Python
-            continue
-        known = re.sub(r"[-_.]+", "-", found.name).lower()
-        if known in seen:
-            continue
-        seen[known] = found.version
-        wanted = [line for line in found.requires or () if "extra ==" not in line]
-        todo += [match[0] for line in wanted if (match := re.match(r"[\w.-]+", line))]
-    del seen[re.sub(r"[-_.]+", "-", name).lower()]
-    return sorted(f"{each}=={version}" for each, version in seen.items())
 
 
 def again_with(wheels: Path, argv: Sequence[str]) -> int:

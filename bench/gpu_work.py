@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from bench.gpu_check import NO_GPU, CheckError, install
+from bench.gpu_bare import NO_GPU, CheckError, install
 from bench.gpu_page import Figures, Fitted, Found, Measured, PageError, findings, with_findings
 from collectors.errors import NoDataError
 from collectors.gpu import GpuCollector
