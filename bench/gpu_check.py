@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--shape", default="llama-3.2-1b", help="the model's shape, as simulate --model names it")
     add("--gpu", help="what simulate --gpu calls this GPU, where its own name does not tell")
     add("--users", default="1,4,16,64", help="concurrencies (1,4,16,64)")
-    add("--seconds", type=float, default=20.0, help="of each run (20)")
+    add("--seconds", type=int, default=20, help="of each run (20)")
     add("--input-tokens", type=int, default=512, help="of a prompt (512)")
     add("--output-tokens", type=int, default=128, help="of an answer (128)")
     add("--ready-timeout", type=float, default=240.0, help="seconds a server may take (240)")
@@ -59,7 +59,9 @@ def again_with(wheels: Path, argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         install(wheels, Path(folder))
         kept = os.environ.get("PYTHONPATH")
-        path = os.pathsep.join(filter(None, (folder, kept)))
+        # Ours as well: the recorder is started without the working folder on its path.
+        ours = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(filter(None, (ours, folder, kept)))
         with subprocess.Popen(
             [sys.executable, "-m", "bench.gpu_check", *argv],
             env={**os.environ, "PYTHONPATH": path, _IS_SECOND: "1"},

@@ -187,13 +187,13 @@ def measure(
 ) -> list[Measured]:
     """Lone prompts of several lengths, for the fit; then the load, by rising users."""
 
-    def run(name: str, count: int, tokens_in: int, tokens_out: int, seconds: float) -> Any:
-        say(f"{name}: {count} users, {tokens_in} tokens in, {tokens_out} out, {seconds:g} s")
+    def run(name: str, count: int, tokens_in: int, tokens_out: int, seconds: int) -> Any:
+        say(f"{name}: {count} users, {tokens_in} tokens in, {tokens_out} out, {seconds} s")
         words = [
             *("run", "chat", "--host", server.url, "--model", server.model, "--no-calibrate"),
             *("--no-preflight", "--users", str(count), "--think-time", "0", "--db", db),
             *("--input-tokens", str(tokens_in), "--max-tokens", str(tokens_out)),
-            *("--duration", f"{seconds:g}", "--warmup", f"{seconds * _WARMUP_RATIO:g}"),
+            *("--duration", str(seconds), "--warmup", f"{seconds * _WARMUP_RATIO:g}"),
             *("--ramp", f"{seconds * _RAMP_RATIO:g}"),
             *("--run-name", name, "--format", "json"),
         ]
@@ -202,9 +202,9 @@ def measure(
         return json.loads(streamgauge(*words))
 
     out, long_s = options.output_tokens, options.seconds
-    run("warm-up", max(users), options.input_tokens, out, long_s / 2)
+    run("warm-up", max(users), options.input_tokens, out, max(2, long_s // 2))
     for tokens in LONE_INPUT_TOKENS:
-        run(f"lone-{tokens}", 1, tokens, 16, long_s / 3)
+        run(f"lone-{tokens}", 1, tokens, 16, max(2, long_s // 3))
     return [
         measured(count, run(f"load-{count}", count, options.input_tokens, out, long_s))
         for count in users
@@ -264,7 +264,7 @@ def fit(
                 json.loads(
                     streamgauge(
                         *("simulate", *shlex.split(line), *room, "--users", str(run.users)),
-                        *("--duration", f"{options.seconds:g}s", "--db", db, "--format", "json"),
+                        *("--duration", f"{options.seconds}s", "--db", db, "--format", "json"),
                         *("--ramp", f"{options.seconds * _RAMP_RATIO:g}s"),
                         *("--input-tokens", str(round(run.input_tokens))),
                         *("--output-tokens", str(round(run.output_tokens))),
