@@ -296,10 +296,18 @@ class _Connection:
 
     def _readable(self) -> None:
         """Read what came; frame by frame where several may have come since the last look."""
-        now = time.monotonic()
-        if not (self._stamped and self._backlog.likely(now)):
-            self._read_up_to(READ_BYTES)
-            return
+        try:
+            if self._stamped and self._backlog.likely(time.monotonic()):
+                self._read_frames()
+            else:
+                self._read_up_to(READ_BYTES)
+        except Exception:
+            # A fault of ours: the hub tells it, and the request need not wait for its time limit.
+            self._finish(End.MALFORMED, "Streamgauge itself failed")
+            self._reusable = False
+            raise
+
+    def _read_frames(self) -> None:
         for _ in range(FRAMES_AT_ONCE):
             try:
                 start = self._sock.recv(PEEK_BYTES, socket.MSG_PEEK)
@@ -364,7 +372,7 @@ class _Connection:
         if isinstance(cause, DecodeError):
             self._finish(End.MALFORMED, str(cause))
         elif cause is not None and not isinstance(cause, httptools.HttpParserError):
-            raise error  # our own bug inside a parser callback
+            raise cause  # our own bug inside a parser callback
         else:
             self._finish(End.MALFORMED, f"not HTTP: {error}")
 

@@ -605,3 +605,23 @@ def test_two_hundred_streams_at_once(transport: WireTransport) -> None:
     for exchange, answer in exchanges:
         expect_answer(judged(exchange, answer))
         expect_order(exchange, exchange.head_at, answer.reply.first_output_at, exchange.done_at)
+
+
+def test_a_fault_of_ours_ends_the_request_and_is_told(
+    transport: WireTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the hub, as any other of its callbacks'; nobody waits for the time limit."""
+    told: list[type] = []
+    monkeypatch.setattr(
+        gevent.get_hub(), "handle_error", lambda _context, kind, _error, _trace: told.append(kind)
+    )
+    with ByteServer(chunked()) as server:
+        exchange, answer = prepare(server.url)
+        monkeypatch.setattr(type(answer.reply), "event", lambda *_: 1 / 0)
+        transport.send(exchange, answer, PATIENT)
+
+        assert judged(exchange, answer).outcome is Outcome.MALFORMED
+        assert exchange.detail == "Streamgauge itself failed"
+        assert exchange.done_at is None
+        assert told == [ZeroDivisionError]
+        assert server.client_left() == 0
