@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.soak_checks import FLAT_KIB_PER_MIN, Accounts, Trend, quarters, reckon, trend
+from bench.soak_checks import Accounts, Trend, flat_kib_per_min, quarters, reckon, trend
 from collectors.stats import percentile
 from collectors.store import Store
 from reference_server.byteserver import ByteServer
@@ -148,8 +148,9 @@ class Soaked:
             words.append(f"{self.accounts.wrong_count} records disagree with what was played")
         if not self.accounts.records:
             words.append("nothing was recorded")
+        flat = flat_kib_per_min(self.accounts.records / (self.seconds / 60))
         for role, samples in self.samples.items():
-            if not samples.trend(RSS).is_flat(FLAT_KIB_PER_MIN):
+            if not samples.trend(RSS).is_flat(flat):
                 words.append(f"the memory of the {role} process grows")
             if not samples.trend(FILES).is_flat(0.0):
                 words.append(f"the file handles of the {role} process grow")

@@ -15,10 +15,12 @@ from reference_server.faults import Expected
 Floats = npt.NDArray[np.float64]
 
 Z95 = 1.959964
-FLAT_KIB_PER_MIN = 1024 / 60
-"""A mebibyte an hour: what may be called flat."""
-
 NEVER_ANSWERED = frozenset({Outcome.NOT_SENT, Outcome.UNFINISHED, Outcome.CONNECT_ERROR})
+
+
+def flat_kib_per_min(requests_per_min: float) -> float:
+    """What may be called flat: a mebibyte an hour or for 100,000 requests, whichever is more."""
+    return 1024.0 * max(1 / 60, requests_per_min / 100_000)
 
 
 # -- request by request ----------------------------------------------------------------------------

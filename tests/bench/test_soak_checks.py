@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.soak_checks import FLAT_KIB_PER_MIN, disagreement, quarters, reckon, trend
+from bench.soak_checks import disagreement, flat_kib_per_min, quarters, reckon, trend
 from collectors.records import Outcome, OutputEvents, RequestRecord
 from reference_server.faults import Expected
 
@@ -133,10 +133,11 @@ def test_a_trend_is_the_slope_whatever_the_noise(slope: float) -> None:
 
 def test_what_grows_is_not_flat() -> None:
     """A little is, as long as it is less than a mebibyte an hour."""
-    assert trend(*samples(0.0)).is_flat(FLAT_KIB_PER_MIN)
-    assert trend(*samples(10.0)).is_flat(FLAT_KIB_PER_MIN)
-    assert trend(*samples(-500.0)).is_flat(FLAT_KIB_PER_MIN)
-    assert not trend(*samples(60.0)).is_flat(FLAT_KIB_PER_MIN)
+    assert trend(*samples(0.0)).is_flat(flat_kib_per_min(0.0))
+    assert trend(*samples(10.0)).is_flat(flat_kib_per_min(0.0))
+    assert trend(*samples(-500.0)).is_flat(flat_kib_per_min(0.0))
+    assert not trend(*samples(60.0)).is_flat(flat_kib_per_min(0.0))
+    assert trend(*samples(60.0)).is_flat(flat_kib_per_min(60_000.0))
 
 
 def test_the_interval_holds_the_slope_as_often_as_it_says() -> None:
