@@ -370,8 +370,8 @@ def ways(
     if not told["transformers"] or not (told["vllm"] or told["serves"]):
         raise CheckError(
             f"Expected vLLM for {python}, or transformers with what its `serve` needs (fastapi, "
-            "uvicorn, openai, pydantic), and found neither; bring it with --server-wheels or "
-            "--server-path (docs/gpu.md)."
+            "uvicorn, openai, pydantic, accelerate), and found neither; bring it with "
+            "--server-wheels or --server-path (docs/gpu.md)."
         )
     common = {"timeout_s": options.ready_timeout, "environ": {**_OFFLINE, **environ}}
     if told["vllm"]:
