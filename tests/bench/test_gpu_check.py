@@ -129,7 +129,7 @@ def servers(folder: Path, told: dict[str, Any], *words: str) -> list[list[str]]:
 
 def test_where_nothing_can_serve_it_says_what_is_missing(tmp_path: Path) -> None:
     """The two alone, torch and transformers, are no server."""
-    with pytest.raises(CheckError, match="accelerate.*--server-wheels"):
+    with pytest.raises(CheckError, match=r"accelerate.*--server-wheels"):
         servers(tmp_path, TORCH_ONLY)
 
 
