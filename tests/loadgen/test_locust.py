@@ -112,6 +112,7 @@ def test_failed_requests_are_failures_in_locust_too(
     assert "TTFT chat" not in rows
 
 
+@pytest.mark.slow
 def test_several_processes_are_one_run(metronome: str, tmp_path: Path) -> None:
     """With --processes 2 the records of both workers are in the one run, none lost."""
     db = tmp_path / "runs.db"

@@ -99,6 +99,7 @@ def web(host: str, db: Path, *options: str) -> Iterator[Web]:
         process.communicate()
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_process_share_nothing(metronome: str, tmp_path: Path) -> None:
     """Edit and Reset do not touch the records; a second run has users, rows and charts of its own.
 

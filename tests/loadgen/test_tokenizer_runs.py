@@ -25,6 +25,7 @@ def metronome() -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.slow
 def test_a_run_counts_what_the_server_does_not_tell(metronome: str, tmp_path: Path) -> None:
     """As many tokens as were generated, in the records, the figures and Locust's rows."""
     db, tokenizer = tmp_path / "runs.db", saved(word_tokenizer(), tmp_path)

@@ -38,7 +38,7 @@ FAULTS: dict[str, tuple[Outcome, set[str]]] = {
     "html": (Outcome.MALFORMED, set()),
     "json": (Outcome.OK, {"not_streamed"}),
     "slow-head:30ms": (Outcome.OK, set()),
-    "stall:100ms": (Outcome.OK, {"coalesced"}),
+    "stall:100ms": (Outcome.OK, set()),
     "truncate": (Outcome.TRUNCATED, {"no_done", "no_usage"}),
     "cut": (Outcome.RESET, {"no_done", "no_usage"}),
     "reset": (Outcome.RESET, {"no_done", "no_usage"}),

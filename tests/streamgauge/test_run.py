@@ -61,7 +61,7 @@ def sla_file(folder: Path, objective: str) -> Path:
     ("objective", "code", "verdict"),
     [
         ("ttft: p50 < 2 s", 0, "held"),
-        ("ttft: p50 < 1 ms", 1, "broken"),
+        pytest.param("ttft: p50 < 1 ms", 1, "broken", marks=pytest.mark.slow),
         pytest.param("ttft: p99.9 < 2 s", 3, "inconclusive", marks=pytest.mark.slow),
     ],
 )
@@ -139,7 +139,10 @@ def test_bad_input_is_one_sentence_exit_2_and_no_database(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_run_and_is_the_exit_code(
     number: signal.Signals, code: int, metronome: str, tmp_path: Path
 ) -> None:

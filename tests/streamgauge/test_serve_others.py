@@ -239,7 +239,7 @@ def test_the_simulator_is_served_with_options_of_its_own() -> None:
     assert labels["server_flags"] == "--metronome --ttft 5ms --itl 1ms --model big"
 
 
-@pytest.mark.parametrize("phase", ["starting", "running"])
+@pytest.mark.parametrize("phase", ["starting", pytest.param("running", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_no_server_behind(phase: str, tmp_path: Path) -> None:
     """While the server starts, and while the load runs."""
     db, pids = tmp_path / "runs.db", tmp_path / "pids"
