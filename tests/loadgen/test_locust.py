@@ -171,7 +171,13 @@ def test_the_number_of_requests_can_be_limited(metronome: str, tmp_path: Path) -
         pytest.param(["--processes", "2"], id="two", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, id="sigterm", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_leaves_an_interrupted_run_with_everything_in_it(
     number: signal.Signals, processes: list[str], slow_metronome: str, tmp_path: Path
 ) -> None:

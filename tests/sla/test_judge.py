@@ -232,6 +232,7 @@ def test_what_is_far_beyond_breaks_among_many() -> None:
     assert {row.verdict for row in found.rows} == {Verdict.BROKEN}
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_promised() -> None:
     """With p95 exactly on the limit, `held` and `broken` each err in at most 2.5 % of runs."""
     rng = np.random.default_rng(0)
