@@ -294,10 +294,14 @@ def _streamgauge(*words: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+    _must_have_worked(done, f"`streamgauge {words[0]}` failed")
+    return done
+
+
+def _must_have_worked(done: subprocess.CompletedProcess[str], sentence: str) -> None:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or ["nothing was said"]
-        raise CheckError(f"`streamgauge {words[0]}` failed (exit {done.returncode}): {said[-1]}")
-    return done
+        raise CheckError(f"{sentence} (exit {done.returncode}): {said[-1]}")
 
 
 @contextmanager
@@ -466,9 +470,7 @@ def make_model(
         text=True,
         check=False,
     )
-    if made.returncode != 0:
-        said = made.stderr.strip().splitlines() or ["nothing was said"]
-        raise CheckError(f"The model could not be made (exit {made.returncode}): {said[-1]}")
+    _must_have_worked(made, "The model could not be made")
     return folder
 
 

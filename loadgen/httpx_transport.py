@@ -3,7 +3,7 @@
 It must agree with :mod:`loadgen.wire` on every fact but when. Rules kept here:
 
 - Its instants are the kernel's, as ``wire``'s are, but the instant of sending includes the engine's
-  own work, and a token costs several times as much. For a measurement ``wire`` is the better one.
+  own work, and a token costs about twice as much. For a measurement ``wire`` is the better one.
 - No pool: each connection has an engine of its own and carries one request at a time, over HTTP/2
   too. There the engine lets one reader serve all streams in turn, and a token would seem as late as
   its neighbours are; and to leave a request early is to leave its connection, which servers notice.
