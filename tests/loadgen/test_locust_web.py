@@ -51,28 +51,35 @@ class Web:
     db: Path
 
     def swarm(self, users: int) -> None:
-        """Start a run, or edit the one that is on."""
+        """Start a run, or edit the one that is on; wait until its statistics are those shown."""
         form = {"user_count": str(users), "spawn_rate": str(users), "host": self.host}
         assert httpx.post(f"{self.url}/swarm", data=form).json()["success"]
+        wait_until(lambda: self.statistics()["state"] == "running")
 
     def stop(self) -> None:
-        """Stop the run, and wait until it has been closed."""
+        """Stop the run; wait until it has been closed and its last statistics are those shown."""
         assert httpx.post(f"{self.url}/stop", timeout=PATIENCE_S).json()["success"]
         wait_until(lambda: self.live()["run"]["ended"])
+        wait_until(lambda: self.statistics()["state"] == "stopped")
 
     def live(self) -> dict[str, Any]:
         """What our tab is told."""
         found: dict[str, Any] = httpx.get(f"{self.url}/streamgauge/live").json()
         return found
 
+    def statistics(self) -> dict[str, Any]:
+        """Locust's statistics as its page shows them: the same answer for two seconds."""
+        found: dict[str, Any] = httpx.get(f"{self.url}/stats/requests").json()
+        return found
+
     def users(self) -> int:
         """How many users Locust says that there are."""
-        return int(httpx.get(f"{self.url}/stats/requests").json()["user_count"])
+        return int(self.statistics()["user_count"])
 
     def requests(self) -> dict[str, int]:
         """Requests by row of Locust's statistics."""
-        stats = httpx.get(f"{self.url}/stats/requests").json()["stats"]
-        return {row["method"] or row["name"]: row["num_requests"] for row in stats}
+        rows = self.statistics()["stats"]
+        return {row["method"] or row["name"]: row["num_requests"] for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +121,7 @@ def test_two_runs_of_one_process_share_nothing(metronome: str, tmp_path: Path) -
         wait_until(lambda: locust.users() == 5)
         httpx.post(f"{locust.url}/stats/reset")
         locust.stop()
-        before = locust.live()
-        shown_before = locust.requests()["Aggregated"]
+        before, shown_before = locust.live(), locust.requests()["Aggregated"]
         locust.swarm(1)
         wait_until(lambda: has_records(db, 3, runs=2))
         locust.stop()
