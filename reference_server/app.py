@@ -14,6 +14,8 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
 from operator import sub
 from uuid import uuid4
 
@@ -25,10 +27,18 @@ from reference_server.ask import (
     Ask,
     Limits,
     check_model,
-    read_ask,
+    read_asks,
 )
 from reference_server.call import Call, Receive, Scope, Send
-from reference_server.dialect import FINGERPRINT, Reply, compact, error_body, models_body, utf8
+from reference_server.dialect import (
+    FINGERPRINT,
+    Cached,
+    Reply,
+    compact,
+    error_body,
+    models_body,
+    utf8,
+)
 from reference_server.embeddings import (
     EMBEDDINGS_PATH,
     embeddings_body,
@@ -44,7 +54,7 @@ from reference_server.prompt import chat_prompt, one_prompt
 from reference_server.quirks import Quirk
 from reference_server.responses import ResponsesReply
 from reference_server.runner import AbandonedError, Answer, Runner
-from reference_server.script import Script, Speech, seed_of_choice, write_script
+from reference_server.script import Script, Speech, write_script
 from reference_server.steps import StepWatch
 from reference_server.telling import BrokenOffError, Choice, Telling, refuse_late, send_body
 from reference_server.text import detokenize, token_strings
@@ -197,38 +207,36 @@ class Simulator:
         """Answer a chat, a plain completion or a response, streamed or not."""
         body, read_at = await call.read()
         content_type = call.headers.get("content-type", "")
-        ask = read_ask(call.path, content_type, body, self._limits)
-        truth = self._open_truth(call, read_at, streamed=ask.stream)
+        asks = read_asks(call.path, content_type, body, self._limits)
+        truth = self._open_truth(call, read_at, streamed=asks[0].stream)
         mishap = await self._befall(call, truth)
         if mishap is not None and mishap.kind is Fault.JSON:
-            ask = replace(ask, stream=False, usage=False, running_usage=False)
+            asks = [replace(ask, stream=False, usage=False, running_usage=False) for ask in asks]
         quirks = self.settings.quirks
         if mishap is not None and isinstance(mishap.kind, Quirk):
             quirks |= {mishap.kind}
-        scripts = [self._script(ask, index) for index in range(ask.choices)]
+        stream = asks[0].stream
+        scripts = [self._script(ask) for ask in asks]
         try:
-            answers = self._submit([(ask, script) for script in scripts], truth)
+            answers = self._submit(zip(asks, scripts, strict=True), truth)
         except RefusedError as error:
-            if not (ask.stream and Quirk.LATE_REFUSAL in quirks):
+            if not (stream and Quirk.LATE_REFUSAL in quirks):
                 raise
             await refuse_late(call, error)
             return
-        choices = [
-            Choice(*parts) for parts in zip(range(ask.choices), scripts, answers, strict=True)
-        ]
+        choices = [Choice(*parts) for parts in zip(count(), scripts, answers, strict=False)]
         telling = Telling(
             call,
-            self._reply(ask, truth.id, quirks, answers[0]),
+            self._reply(asks, truth.id, quirks, answers),
             choices,
             truth,
             quirks=quirks,
             mishap=mishap,
-            stream_interval=max(ask.stream_interval, self.settings.stream_interval),
+            stream_interval=max(asks[0].stream_interval, self.settings.stream_interval),
             steps=self._steps,
         )
-        await self._see_through(
-            call, answers, truth, telling.stream if ask.stream else telling.whole
-        )
+        tell = telling.stream if stream else telling.whole
+        await self._see_through(call, answers, truth, tell)
 
     async def _embed(self, call: Call) -> None:
         """Vectors, once the engine has computed each text."""
@@ -293,10 +301,10 @@ class Simulator:
             raise BrokenOffError
         return mishap
 
-    def _script(self, ask: Ask, index: int) -> Script:
+    def _script(self, ask: Ask) -> Script:
         script = write_script(
             Speech(
-                seed=seed_of_choice(ask.seed, index),
+                seed=ask.seed,
                 max_tokens=ask.max_tokens,
                 min_tokens=ask.min_tokens,
                 eos_probability=0.0 if ask.ignore_eos else self.settings.eos_probability,
@@ -311,6 +319,9 @@ class Simulator:
 
     def _submit(self, wanted: Iterable[tuple[Ask, Script]], truth: OpenTruth) -> list[Answer]:
         """Hand answers to the engine, each as a sequence of its own.
+
+        So does vLLM's V1. Answers to one prompt share its blocks as two requests would: where
+        prefix caching is on, the second finds what the first has.
 
         Raises:
             RefusedError: the queue has no room for all of them.
@@ -338,10 +349,18 @@ class Simulator:
             self._runner.abort(answer)
 
     def _reply(
-        self, ask: Ask, request_id: str, quirks: frozenset[Quirk], first: Answer
+        self,
+        asks: Sequence[Ask],
+        request_id: str,
+        quirks: frozenset[Quirk],
+        answers: Sequence[Answer],
     ) -> Reply | ResponsesReply:
-        """In which words it is answered; ``first`` is the engine's side of its first choice."""
+        """In which words it is answered; ``answers`` are the engine's side of it."""
+        ask = asks[0]
         reply_id, created = _ID_PREFIXES[ask.api] + request_id, int(time.time())
+        # Of several answers vLLM tells the cached tokens of one: that whose first token it saw
+        # first, or, in a whole reply, that which ended last.
+        teller = answers[0 if ask.stream else -1]
         if ask.api is Api.RESPONSES:
             return ResponsesReply(
                 id=reply_id,
@@ -349,7 +368,7 @@ class Simulator:
                 created=created,
                 prompt_tokens=ask.prompt_tokens,
                 max_tokens=ask.max_tokens,
-                cached_tokens=lambda: first.cached_tokens,
+                cached_tokens=lambda: teller.cached_tokens,
                 quirks=quirks,
             )
         tells = self.settings.prompt_tokens_details
@@ -358,15 +377,24 @@ class Simulator:
             id=reply_id,
             model=self.settings.model,
             created=created,
-            prompt_tokens=ask.prompt_tokens,
+            prompts=tuple(each.prompt_tokens for each in asks[:: ask.choices]),
             usage=ask.usage,
             running_usage=ask.running_usage,
             choices=ask.choices,
-            prompt_ids=ask.prompt.ids() if ask.token_ids else None,
+            prompt_ids=[each.prompt.ids() for each in asks[:: ask.choices]]
+            if ask.token_ids
+            else None,
             logprobs=ask.logprobs,
-            cached_tokens=lambda: first.cached_tokens if tells else None,
+            cached=partial(self._cached, teller) if tells else lambda: None,
             quirks=quirks,
         )
+
+    def _cached(self, answer: Answer) -> Cached:
+        """What the prefix cache had to do with an answer's prompt."""
+        engine, found = self.settings.engine, answer.cached_tokens or 0
+        tokens = answer.sequence.prompt_tokens
+        whole = tokens - tokens % engine.block_tokens if engine.prefix_caching else 0
+        return Cached(found, max(0, whole - found))
 
     async def _see_through(
         self,

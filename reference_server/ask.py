@@ -8,13 +8,13 @@ the caller gives answers a chance to end early.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from reference_server.errors import RefusedError
 from reference_server.fields import Fields, bad, flag, mapping, missing, read_fields, whole_number
-from reference_server.prompt import Prompt, chat_prompt, plain_prompt, text_of
+from reference_server.prompt import Prompt, chat_prompt, plain_prompts, text_of
 from reference_server.script import Function
 
 CHAT_PATH = "/v1/chat/completions"
@@ -58,7 +58,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """One request for an answer, as the server understood it.
+    """One answer that is asked for, as the server understood it.
 
     Attributes:
         chat: a chat completion; else a plain one, or a response.
@@ -69,7 +69,7 @@ class Ask:
         max_tokens_asked: the same as the client gave it; None where it gave none.
         min_tokens: the answer may not end before.
         seed: what the words of the answer follow from; the prompt's own, and the client's.
-        choices: how many answers.
+        choices: how many answers to the prompt; this is one of them.
         stop: strings that end an answer; none is empty.
         logprobs: so many alternatives are told beside each token; None: nothing is told.
         token_ids: each event tells its tokens' ids, and the first those of the prompt.
@@ -110,14 +110,18 @@ class Ask:
         return self.prompt.tokens
 
 
-def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
-    """Read and check the body of a request for an answer.
+def read_asks(path: str, content_type: str, body: bytes, limits: Limits) -> list[Ask]:
+    """Read and check the body of a request for answers.
 
     Args:
         path: ``CHAT_PATH``, ``COMPLETIONS_PATH`` or ``RESPONSES_PATH``.
         content_type: the header as sent, empty where there was none.
         body: the whole body.
         limits: what is allowed.
+
+    Returns:
+        One for each answer: those to the first prompt, then those to the next one. They are alike
+        but for the seed, which counts up, as vLLM counts it up (v1/engine/parallel_sampling.py).
 
     Raises:
         RefusedError: it cannot be answered; carries status and message.
@@ -127,8 +131,33 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
     model = check_model(fields, limits)
     if api is Api.RESPONSES:
         fields = _as_chat(fields)
+    prompts = plain_prompts(fields) if api is Api.COMPLETIONS else [chat_prompt(fields)]
+    seed = whole_number(fields, "seed") or 0
+    asks = []
+    for prompt in prompts:
+        ask = _read_ask(fields, api, model, prompt, limits)
+        asks += [
+            replace(ask, seed=_seed(prompt, seed + index)) if index else ask
+            for index in range(ask.choices)
+        ]
+    return asks
+
+
+def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
+    """The same for a server that gives one answer a request.
+
+    Raises:
+        RefusedError: more are asked for, too.
+    """
+    asks = read_asks(path, content_type, body, limits)
+    if len(asks) > 1:
+        raise bad("This server answers one prompt a request.", "prompt")
+    return asks[0]
+
+
+def _read_ask(fields: Fields, api: Api, model: str | None, prompt: Prompt, limits: Limits) -> Ask:
+    """The first answer to a prompt."""
     plain = api is Api.COMPLETIONS
-    prompt = plain_prompt(fields) if plain else chat_prompt(fields)
     stream = flag(fields, "stream")
     usage, running = _usage(fields, stream=stream)
     asked, max_tokens = _answer_length(fields, prompt.tokens, limits)
@@ -144,9 +173,7 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
         max_tokens_asked=asked,
         min_tokens=_min_tokens(fields, max_tokens),
         ignore_eos=flag(fields, "ignore_eos"),
-        seed=zlib.crc32(
-            prompt.seed.to_bytes(4, "big"), (whole_number(fields, "seed") or 0) & 0xFFFFFFFF
-        ),
+        seed=_seed(prompt, whole_number(fields, "seed") or 0),
         choices=_choices(fields, limits),
         stop=_stop(fields),
         logprobs=_logprobs(fields, plain=plain),
@@ -156,6 +183,11 @@ def read_ask(path: str, content_type: str, body: bytes, limits: Limits) -> Ask:
         function=None if plain else _function(fields),
         stream_interval=whole_number(fields, "stream_interval") or 1,
     )
+
+
+def _seed(prompt: Prompt, seed: int) -> int:
+    """What an answer's words follow from: what is asked, and the client's seed."""
+    return zlib.crc32(prompt.seed.to_bytes(4, "big"), seed & 0xFFFFFFFF)
 
 
 def check_model(fields: Fields, limits: Limits) -> str | None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from reference_server.errors import RefusedError
 from reference_server.quirks import EVERY, Quirk
@@ -69,21 +69,33 @@ class Told:
         return "".join(piece.shown for piece in self.pieces if piece.kind is kind)
 
 
+class Cached(NamedTuple):
+    """Tokens of a prompt, by what the prefix cache had to do with them.
+
+    Attributes:
+        found: they were there.
+        created: they were computed, and can be found from now on.
+    """
+
+    found: int
+    created: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What all events of one answer share.
+    """What all events of one request share.
 
     Attributes:
         chat: a chat completion, else a plain completion.
         id: with its prefix (``chatcmpl-`` or ``cmpl-``).
         created: seconds since 1970.
+        prompts: tokens of each prompt.
         usage: an event with usage closes the stream.
         running_usage: every event carries the usage so far.
-        choices: how many answers.
-        prompt_ids: the prompt's tokens, where token ids were asked for.
+        choices: how many answers to each prompt; those to the first are told by the lowest numbers.
+        prompt_ids: each prompt's tokens, where token ids were asked for.
         logprobs: so many alternatives are told beside each token; None: nothing is told.
-        cached_tokens: of the prompt, found in the prefix cache; asked at the end, since it is not
-            known before. None, and as in vLLM 0: nothing is told.
+        cached: asked at the end, since it is not known before. None: nothing is told.
         quirks: how it differs from vLLM.
     """
 
@@ -91,14 +103,14 @@ class Reply:
     id: str
     model: str
     created: int
-    prompt_tokens: int
+    prompts: tuple[int, ...]
     usage: bool = False
     running_usage: bool = False
     fingerprint: str = FINGERPRINT
     choices: int = 1
-    prompt_ids: Sequence[int] | None = None
+    prompt_ids: Sequence[Sequence[int]] | None = None
     logprobs: int | None = None
-    cached_tokens: Callable[[], int | None] = lambda: None
+    cached: Callable[[], Cached | None] = lambda: None
     quirks: frozenset[Quirk] = frozenset()
     _start: str = field(init=False, repr=False, default="")
     _plain: bool = field(init=False, repr=False, default=False)  # no event has anything unusual
@@ -129,7 +141,8 @@ class Reply:
     def _roles(self) -> bytes:
         if not self.chat or Quirk.ROLE_MERGED in self.quirks:
             return b""
-        rest = f'{self._running(0)},"prompt_token_ids":{_ids(self.prompt_ids)},"prompt_text":null'
+        ids = self._prompt_ids(0)
+        rest = f'{self._running(0)},"prompt_token_ids":{_ids(ids)},"prompt_text":null'
         roles = (
             f'{{"index":{index},"delta":{{"role":"assistant","content":""}},'
             '"logprobs":null,"finish_reason":null}'
@@ -158,6 +171,7 @@ class Reply:
             total: tokens of all choices, on the very last ones; None before.
         """
         script = told.script
+        prompt_ids = None if told.tokens else self._prompt_ids(told.index)
         told.tokens += len(pieces)
         ended = told.tokens >= script.length
         if self._plain and not (ended or told.index or len(pieces) > 1):
@@ -184,11 +198,12 @@ class Reply:
                 finish_reason=finish,
                 stop_reason=script.stop_reason,
                 ids=None if self.prompt_ids is None else [token_id(piece.token) for piece in run],
-                prompt_ids=self.prompt_ids if told.characters == 0 else None,
+                prompt_ids=prompt_ids,
             )
+            prompt_ids = None
             told.characters += len(text)
-            last = total is not None and final and not apart
-            out.append(self._event(choice, self._rest(told, total if last else None)))
+            ends = final and not apart
+            out.append(self._event(choice, self._rest(told, total, ends=ends)))
         if apart:
             choice = self._choice(
                 told.index,
@@ -196,7 +211,7 @@ class Reply:
                 finish_reason=script.finish_reason,
                 stop_reason=script.stop_reason,
             )
-            out.append(self._event(choice, self._rest(told, total)))
+            out.append(self._event(choice, self._rest(told, total, ends=True)))
         return b"".join(out)
 
     def closing(self, tokens: int, reasoning_tokens: int = 0) -> bytes:
@@ -223,13 +238,18 @@ class Reply:
         whole = ",".join(map(self._whole_chat if self.chat else self._whole_plain, choices))
         prompt = ""
         if self.chat:
-            ids = _ids(self.prompt_ids)
+            ids = _ids(self._prompt_ids(0))
             prompt = f'"prompt_logprobs":null,"prompt_token_ids":{ids},"prompt_text":null,'
         tokens = sum(told.tokens for told in choices)
         thoughts = sum(told.script.reasoning_tokens for told in choices)
         details = f'{{"reasoning_tokens":{thoughts}}}' if thoughts else "null"
-        cached_tokens = self.cached_tokens()
-        cached = f'{{"cached_tokens":{cached_tokens}}}' if cached_tokens else "null"
+        cached = "null"
+        if (count := self.cached()) is not None:
+            created = count.created if self.chat else "null"
+            cached = (
+                f'{{"cached_tokens":{count.found},"created_cache_tokens":{created},'
+                '"multimodal_tokens":null}'
+            )
         usage = (
             f'{self._usage(tokens)[:-1]},"prompt_tokens_details":{cached},'
             f'"completion_tokens_details":{details}}}'
@@ -269,8 +289,12 @@ class Reply:
             f'"logprobs":{self._logprobs(told, told.pieces)},'
             f'"finish_reason":"{script.finish_reason}","stop_reason":{compact(script.stop_reason)},'
             f'"token_ids":{self._token_ids(told)},"prompt_logprobs":null,'
-            f'"prompt_token_ids":{_ids(self.prompt_ids)},"routed_experts":null}}'
+            f'"prompt_token_ids":{_ids(self._prompt_ids(told.index))},"routed_experts":null}}'
         )
+
+    def _prompt_ids(self, index: int) -> Sequence[int] | None:
+        """Of the prompt that a choice answers, where they are told."""
+        return None if self.prompt_ids is None else self.prompt_ids[index // self.choices]
 
     def _token_ids(self, told: Told) -> str:
         told_ids = [token_id(piece.token) for piece in told.pieces]
@@ -362,34 +386,47 @@ class Reply:
         event = utf8(f"{self._start}{choice}]{rest}}}\n\n")
         return b": keep-alive\n\n" + event if Quirk.COMMENTS in self.quirks else event
 
-    def _rest(self, told: Told, total: int | None) -> str:
-        """What stands behind the choices: usage and fingerprint where they belong."""
-        if total is None:
-            return self._running(told.tokens)
-        if Quirk.USAGE_ON_FINISH in self.quirks and Quirk.NO_USAGE not in self.quirks:
+    def _rest(self, told: Told, total: int | None, *, ends: bool) -> str:
+        """What stands behind the choices: usage and fingerprint where they belong.
+
+        Args:
+            told: the choice.
+            total: as of `events`.
+            ends: this is the choice's last event.
+        """
+        if not ends:
+            return self._running(told.tokens, told.index)
+        on_finish = Quirk.USAGE_ON_FINISH in self.quirks and Quirk.NO_USAGE not in self.quirks
+        if on_finish and total is not None:
             usage = self._full_usage(total, told.script.reasoning_tokens)
             return f',"usage":{usage}{self._print()}'
-        return self._running(told.tokens) + ("" if self.usage else self._print())
+        return self._running(told.tokens, told.index) + ("" if self.usage else self._print())
 
-    def _usage(self, tokens: int) -> str:
+    def _usage(self, tokens: int, prompt_tokens: int | None = None) -> str:
+        """So many tokens to a prompt; without its length to all of them."""
+        prompt = sum(self.prompts) if prompt_tokens is None else prompt_tokens
         return (
-            f'{{"prompt_tokens":{self.prompt_tokens},"total_tokens":{self.prompt_tokens + tokens},'
+            f'{{"prompt_tokens":{prompt},"total_tokens":{prompt + tokens},'
             f'"completion_tokens":{tokens}}}'
         )
 
     def _full_usage(self, tokens: int, reasoning_tokens: int) -> str:
         """Usage with what is known of its parts."""
         parts = ""
-        if cached := self.cached_tokens():
-            parts = f',"prompt_tokens_details":{{"cached_tokens":{cached}}}'
+        if (count := self.cached()) is not None:
+            created = f',"created_cache_tokens":{count.created}' if self.chat else ""
+            parts = f',"prompt_tokens_details":{{"cached_tokens":{count.found}{created}}}'
         if reasoning_tokens:
             parts += f',"completion_tokens_details":{{"reasoning_tokens":{reasoning_tokens}}}'
         return f"{self._usage(tokens)[:-1]}{parts}}}"
 
-    def _running(self, tokens: int) -> str:
+    def _running(self, tokens: int, index: int = 0) -> str:
+        """The usage so far of one choice."""
         if not self.running_usage:
             return ""
-        return f',"usage":{self._usage(tokens)[:-1]},"completion_tokens_details":null}}'
+        usage = self._usage(tokens, self.prompts[index // self.choices])
+        details = ',"completion_tokens_details":null' if self.chat else ""
+        return f',"usage":{usage[:-1]}{details}}}'
 
     def _print(self) -> str:
         return f',"system_fingerprint":{compact(self.fingerprint)}'

@@ -283,7 +283,7 @@ class Metronome:
             id=("chatcmpl-" if ask.chat else "cmpl-") + request_id,
             model=ask.model or self.settings.model,
             created=int(time.time()),
-            prompt_tokens=ask.prompt_tokens,
+            prompts=(ask.prompt_tokens,),
             usage=ask.usage,
             running_usage=ask.running_usage,
         )

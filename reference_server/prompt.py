@@ -10,8 +10,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from reference_server.errors import RefusedError
 from reference_server.fields import Fields, bad, missing
 from reference_server.text import (
     TOKENS_OF_OPENING,
@@ -33,7 +35,7 @@ class Message:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prompt:
     """What is to be answered: a chat's messages, a text, or token ids.
 
@@ -57,6 +59,7 @@ class Prompt:
             ids += [*_opening(message.role), *tokenize(message.text), 4]
         return [*ids, *_opening("assistant")]
 
+    @cached_property
     def spans(self) -> list[tuple[int, int]]:
         """Rows of tokens, each as (what it follows from, how many); alike rows are alike tokens.
 
@@ -78,7 +81,7 @@ class Prompt:
             spans.append((4, 1))
         return [*spans, *_rows(_opening("assistant"))]
 
-    @property
+    @cached_property
     def seed(self) -> int:
         """A number that follows from what is asked, and nothing else."""
         return zlib.crc32(repr(self.content).encode(errors="replace"))
@@ -109,18 +112,21 @@ def chat_prompt(fields: Fields) -> Prompt:
     return Prompt(content, tokens)
 
 
-def plain_prompt(fields: Fields) -> Prompt:
-    """The prompt of a completion: one text or one list of token ids.
+def plain_prompts(fields: Fields) -> list[Prompt]:
+    """The prompts of a completion: a text or a list of token ids, or several of these.
 
     Raises:
-        RefusedError: it is neither, or empty.
+        RefusedError: there are none, one is neither, or one is empty.
     """
     prompt = fields.get("prompt")
     if prompt is None:
         raise missing("Field required", "prompt")
-    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-        prompt = prompt[0]
-    return one_prompt(prompt, "prompt")
+    if prompt == []:
+        raise RefusedError(400, "You must pass at least one prompt", "BadRequestError")
+    several = isinstance(prompt, list) and any(
+        all(isinstance(each, kind) for each in prompt) for kind in (str, list)
+    )
+    return [one_prompt(each, "prompt") for each in (prompt if several else [prompt])]
 
 
 def one_prompt(prompt: Any, name: str) -> Prompt:
@@ -140,7 +146,7 @@ def one_prompt(prompt: Any, name: str) -> Prompt:
     else:
         raise bad(f"{name} must be one string or one list of token ids.", name)
     if not found.tokens:
-        raise bad(f"The {name} cannot be empty.", name)
+        raise RefusedError(400, "The decoder prompt cannot be empty", "BadRequestError")
     return found
 
 

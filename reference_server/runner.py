@@ -162,7 +162,7 @@ class Runner:
         Raises:
             RefusedError: the queue is full.
         """
-        spans = ask.prompt.spans() if self._prefix_caching else ()
+        spans = ask.prompt.spans if self._prefix_caching else ()
         # Numbered, since a client may use its own id twice.
         sequence = Sequence(
             id=next(self._numbers),

@@ -14,7 +14,6 @@ where it was asked for (half of the answer), then the text, or a tool call inste
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -195,8 +194,3 @@ def _call(spoken: Iterator[str], function: Function, tokens: int) -> tuple[list[
     if len(held) == TOKENS_BEFORE_CALL:
         pieces[-1] = Piece(Kind.NAME, function.name, held[-1])
     return [*pieces, *(Piece(Kind.ARGUMENTS, word, word) for word in arguments)], bool(arguments)
-
-
-def seed_of_choice(seed: int, index: int) -> int:
-    """Another answer for each further choice; the first is the one that a single answer is."""
-    return zlib.crc32(index.to_bytes(4, "big"), seed) if index else seed

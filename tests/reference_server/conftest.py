@@ -43,9 +43,12 @@ def server(request: pytest.FixtureRequest) -> str:
     return url
 
 
+RECORDINGS = ("vllm_stream.txt", "vllm_several.txt", "vllm_messages.txt")
+
+
 def recorded(title: str) -> str:
     """The body that real vLLM 0.32 sent in the recording of that title."""
-    text = (FIXTURES / "vllm_stream.txt").read_text(encoding="utf-8")
+    text = "\n".join((FIXTURES / name).read_text(encoding="utf-8") for name in RECORDINGS)
     section = text.split(f"##### {title}\n")[1].split("\n##### ")[0]
     return section.split("\n\n", 1)[1]
 

@@ -62,6 +62,41 @@ def test_several_choices_interleave_each_with_its_own_words(simulator: str) -> N
     assert sent[-1] == "[DONE]"
 
 
+def test_several_prompts_are_answered_together(simulator: str) -> None:
+    """Two choices each, counted through; usage counts each prompt once, and every token."""
+    asked = {"prompt": ["one two", "three four five"], "max_tokens": 3, "n": 2, "seed": 7}
+    sent = stream(simulator, PLAIN, {**asked, "stream_options": OPTIONS})
+    whole = post(simulator, PLAIN, asked)
+    texts = ["".join(c["text"] for c in choices(sent, index)) for index in range(4)]
+    lone = {"prompt": "three four five", "max_tokens": 3, "seed": 8}
+
+    assert texts == [choice["text"] for choice in whole["choices"]]
+    assert [choice["index"] for choice in whole["choices"]] == [0, 1, 2, 3]
+    assert texts[3] == post(simulator, PLAIN, lone)["choices"][0]["text"]
+    assert sent[-2]["usage"] == {"prompt_tokens": 6, "total_tokens": 18, "completion_tokens": 12}
+    assert {k: whole["usage"][k] for k in sent[-2]["usage"]} == sent[-2]["usage"]
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_several_choices_share_their_prompt_where_prefixes_are_cached(caching: bool) -> None:
+    """Four answers to a prompt of 800 tokens hold its 50 blocks once, or else four times."""
+    options = ["--model", "tiny", "--kv-cache-tokens", "16000", "--decode-base", "5ms"]
+    options += ["--prefix-caching"] * caching
+    question = {"messages": [{"role": "user", "content": "a " * 793}], "max_tokens": 4000, "n": 4}
+    with SimProcess(*options) as process:
+        url = process.url
+        with httpx.stream("POST", url + CHAT, json={**question, "stream": True}) as answer:
+            pieces = answer.iter_bytes()
+            next(pieces)
+            wait_for(lambda: gauge(url, "num_requests_running") == 4)
+            blocks = gauge(url, "kv_cache_usage_perc") * 1000
+        hits = gauge(url, "prefix_cache_hits_total")
+
+    # Of what is shared only whole blocks are, and each answer has begun to need its own.
+    assert (50 <= blocks < 100) if caching else (200 <= blocks < 250)
+    assert hits == (3 * 799 if caching else 0), "all but the last token, which is computed again"
+
+
 def test_a_stop_string_ends_an_answer(simulator: str) -> None:
     """Before it, with finish reason and stop reason, streamed and whole alike."""
     full = post(simulator, CHAT, chat(max_tokens=30))["choices"][0]["message"]["content"]
@@ -362,7 +397,11 @@ def test_the_next_turn_finds_this_one_in_the_cache() -> None:
         second = stream(process.url, CHAT, {**turn, "max_tokens": 5, "stream_options": OPTIONS})
     known = first["usage"]["total_tokens"]
 
-    assert first["usage"]["prompt_tokens_details"] is None, "as vLLM: nothing rather than 0"
+    assert first["usage"]["prompt_tokens_details"] == {
+        "cached_tokens": 0,
+        "created_cache_tokens": 112,
+        "multimodal_tokens": None,
+    }
     cached = second[-2]["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert known - 32 <= cached <= known, "all whole blocks of 16, but for the last one"
 

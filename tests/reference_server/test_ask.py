@@ -17,6 +17,7 @@ from reference_server.ask import (
     Ask,
     Limits,
     read_ask,
+    read_asks,
 )
 from reference_server.embeddings import embeddings_body, read_embedding_ask
 from reference_server.errors import RefusedError
@@ -137,9 +138,9 @@ def test_what_is_wrong_is_refused_as_vllm_refuses_it(
     assert caught.value.param == param
 
 
-@pytest.mark.parametrize("prompt", ["", [], "   ", ["one", "two"], [1.5]])
+@pytest.mark.parametrize("prompt", ["", [], "   ", [1.5], [[]], ["one", ""], ["one", [1]]])
 def test_a_prompt_that_is_none_is_refused(prompt: Any) -> None:
-    """Empty, several, or not a prompt at all."""
+    """Empty, not a prompt at all, or one of several is."""
     with pytest.raises(RefusedError, match="prompt"):
         ask(COMPLETIONS_PATH, prompt=prompt)
 
@@ -171,6 +172,35 @@ def test_the_seed_follows_from_the_request() -> None:
 
     assert ask().seed == seeds[0]
     assert len(set(seeds)) == 3
+
+
+def asks(**fields: Any) -> list[Ask]:
+    body = json.dumps(fields).encode()
+    limits = dataclasses.replace(LIMITS, max_choices=4)
+    return read_asks(COMPLETIONS_PATH, "application/json", body, limits)
+
+
+def test_there_are_so_many_answers_to_each_prompt() -> None:
+    """Prompt by prompt, each of the length that its own prompt leaves."""
+    found = asks(prompt=["one two", "a " * 90], n=2)
+
+    assert [each.prompt_tokens for each in found] == [2, 2, 90, 90]
+    assert [each.max_tokens for each in found] == [32, 32, 10, 10]
+    assert len({each.seed for each in found}) == 4
+    assert [each.prompt_tokens for each in asks(prompt=[[5, 6], [7, 8, 9]])] == [2, 3]
+
+
+def test_the_second_answer_is_the_next_seeds_first() -> None:
+    """As vLLM counts the seeds of a request's answers up."""
+    together = [each.seed for each in asks(prompt="one", n=3, seed=7)]
+
+    assert together == [asks(prompt="one", seed=seed)[0].seed for seed in (7, 8, 9)]
+
+
+def test_a_server_of_one_answer_takes_one_prompt() -> None:
+    """The metronome renders an answer before it is due, and one only."""
+    with pytest.raises(RefusedError, match="one prompt a request"):
+        ask(COMPLETIONS_PATH, prompt=["one", "two"])
 
 
 _JSON = st.recursive(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from reference_server.dialect import Reply, Told, error_body
+from reference_server.dialect import Cached, Reply, Told, error_body
 from reference_server.errors import RefusedError
 from reference_server.quirks import Quirk
-from reference_server.script import Speech, write_script
+from reference_server.script import Kind, Piece, Script, Speech, write_script
 from tests.reference_server.conftest import events, recorded
 
 FINGERPRINT = "vllm-0.32.0-9a090e9f"
@@ -26,7 +26,7 @@ def reply_like(body: str, *, chat: bool, prompt_tokens: int, usage: bool, runnin
         id=first["id"],
         model=first["model"],
         created=first["created"],
-        prompt_tokens=prompt_tokens,
+        prompts=(prompt_tokens,),
         usage=usage,
         running_usage=running,
         fingerprint=FINGERPRINT,
@@ -83,9 +83,123 @@ def test_a_whole_completion_is_vllms_to_the_byte() -> None:
     assert reply.whole(text, 6, "length").decode() == without_ids
 
 
+SEVERAL = [
+    # title, chat, tokens of each prompt, answers to each, usage, running usage
+    ("chat, n 2, stream", True, (19,), 2, False, False),
+    ("chat, n 2, stream, include_usage", True, (19,), 2, True, False),
+    ("chat, n 2, stream, continuous", True, (19,), 2, True, True),
+    ("completions, 2 prompts, stream", False, (4, 13), 1, False, False),
+    ("completions, 2 prompts, n 2, stream, include_usage", False, (4, 13), 2, True, False),
+    (
+        "completions, 2 prompts, stream, continuous, return_token_ids",
+        *(False, (4, 13), 1, True, True),
+    ),
+]
+IDS = {2: (1, 100), 3: (1, 200, 300), 4: (1, 51, 193, 4043)}
+IDS[13] = (1, 186, 1474, 661, 79, 129, 195, 1092, 131, 83, 92, 3619, 87)
+
+
+def several(
+    body: str, *, chat: bool, prompts: tuple[int, ...], choices: int, usage: bool, running: bool
+) -> Reply:
+    """A reply of several choices with the ids of a recorded one."""
+    first = events(body)[0]
+    return Reply(
+        chat=chat,
+        id=first["id"],
+        model=first["model"],
+        created=first["created"],
+        prompts=prompts,
+        choices=choices,
+        usage=usage,
+        running_usage=running,
+        prompt_ids=[IDS[tokens] for tokens in prompts] if '_ids":[' in body else None,
+        fingerprint="vllm-0.32.0-9616678b",
+    )
+
+
+def of_three_tokens(index: int) -> Told:
+    script = Script(pieces=iter(()), length=3, reasoning_tokens=0, finish_reason="length")
+    return Told(index, script)
+
+
+def without_made_up(body: str) -> str:
+    """Ids of generated tokens follow from their text here, and from a vocabulary there."""
+    return re.sub(r'"token_ids":\[[\d,]+\]', '"token_ids":[]', body)
+
+
+@pytest.mark.parametrize(
+    ("title", "chat", "prompts", "choices", "usage", "running"), SEVERAL, ids=lambda value: value
+)
+def test_a_stream_of_several_answers_is_vllms_to_the_byte(
+    title: str, chat: bool, prompts: tuple[int, ...], choices: int, usage: bool, running: bool
+) -> None:
+    """In the order in which it was recorded, whatever the answers are to one or two prompts."""
+    body = recorded(title)
+    reply = several(body, chat=chat, prompts=prompts, choices=choices, usage=usage, running=running)
+    told = [of_three_tokens(index) for index in range(len(prompts) * choices)]
+    sent = [e["choices"][0] for e in events(body) if e != "[DONE]" and e["choices"]]
+    rendered = reply.opening()
+    for number, choice in enumerate(sent[choices if chat else 0 :], start=1):
+        text = choice["delta"]["content"] if chat else choice["text"]
+        total = 3 * len(told) if number == 3 * len(told) else None
+        rendered += reply.events(told[choice["index"]], [Piece(Kind.TEXT, text, text)], total=total)
+    rendered += reply.closing(3 * len(told))
+
+    assert without_made_up(rendered.decode()) == without_made_up(body).rstrip("\n") + "\n\n"
+
+
+@pytest.mark.parametrize(
+    ("title", "chat", "prompts", "choices"),
+    [
+        ("chat, n 2, whole", True, (19,), 2),
+        ("completions, 2 prompts of ids, n 2, whole, return_token_ids", False, (2, 3), 2),
+    ],
+)
+def test_a_whole_reply_of_several_answers_is_vllms_to_the_byte(
+    title: str, chat: bool, prompts: tuple[int, ...], choices: int
+) -> None:
+    """Prompt by prompt, and one usage of all."""
+    body = recorded(title).rstrip("\n")
+    reply = several(
+        "data: " + body, chat=chat, prompts=prompts, choices=choices, usage=False, running=False
+    )
+    told = [of_three_tokens(index) for index in range(len(prompts) * choices)]
+    for each, choice in zip(told, json.loads(body)["choices"], strict=True):
+        text = choice["message"]["content"] if chat else choice["text"]
+        each.tokens = 3
+        each.pieces = [Piece(Kind.TEXT, text, text)]
+
+    assert without_made_up(reply.body(told).decode()) == without_made_up(body)
+
+
+@pytest.mark.parametrize(
+    ("title", "chat", "cached"),
+    [
+        ("details: chat, whole, nothing cached", True, Cached(0, 0)),
+        ("details: chat, n 2, whole, long", True, Cached(256, 0)),
+        ("details: chat, n 2, stream, new long", True, Cached(0, 256)),
+        ("details: completions, 2 prompts, whole", False, Cached(0, 1024)),
+        ("details: completions, 2 prompts, stream, again", False, Cached(384, 0)),
+    ],
+)
+def test_cached_tokens_are_told_as_vllm_tells_them(title: str, chat: bool, cached: Cached) -> None:
+    """None found is 0; what was made findable is told of chats only."""
+    body = recorded(title).rstrip("\n")
+    streamed = body.startswith("data: ")
+    body = body if streamed else f"data: {body}"
+    like = several(body, chat=chat, prompts=(9,), choices=1, usage=True, running=False)
+    reply = dataclasses.replace(like, cached=lambda: cached)
+    rendered = reply.closing(1) if streamed else b"data: " + reply.body([])
+    last = -2 if streamed else 0
+    here, there = events(rendered.decode())[last], events(body)[last]
+
+    assert here["usage"]["prompt_tokens_details"] == there["usage"]["prompt_tokens_details"]
+
+
 def test_half_a_surrogate_pair_does_not_break_the_server() -> None:
     """JSON can carry one in a model's name; it cannot be written as UTF-8."""
-    reply = Reply(chat=True, id="a", model="\ud800", created=0, prompt_tokens=1)
+    reply = Reply(chat=True, id="a", model="\ud800", created=0, prompts=(1,))
 
     assert b'"model":"?"' in reply.token("x", 1)
     assert b"[DONE]" in dataclasses.replace(reply, usage=True).closing(1)
@@ -119,7 +233,7 @@ def told(*quirks: Quirk, **speech: Any) -> list[Any]:
         id="a",
         model="m",
         created=0,
-        prompt_tokens=9,
+        prompts=(9,),
         usage=True,
         quirks=frozenset(quirks),
     )
@@ -204,7 +318,7 @@ def test_a_comment_can_come_before_every_event() -> None:
         id="a",
         model="m",
         created=0,
-        prompt_tokens=1,
+        prompts=(1,),
         quirks=frozenset({Quirk.COMMENTS, Quirk.AFTER_DONE}),
     )
 

@@ -15,7 +15,6 @@ from reference_server.script import (
     Kind,
     Piece,
     Speech,
-    seed_of_choice,
     until_stop,
     write_script,
 )
@@ -106,11 +105,3 @@ def test_a_tool_call_that_is_cut_finishes_by_length(length: int) -> None:
     script = write_script(Speech(seed=1, max_tokens=length, function=function))
 
     assert (script.finish_reason, told(list(script.pieces), Kind.ARGUMENTS)) == ("length", "")
-
-
-def test_each_choice_says_something_else() -> None:
-    """And the first one what a lone answer says."""
-    seeds = [seed_of_choice(99, index) for index in range(4)]
-
-    assert seeds[0] == 99
-    assert len(set(seeds)) == 4
