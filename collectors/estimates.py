@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from collectors import stats
-from collectors.stats import Numbers
+from collectors.stats import Numbers, Ordered
 
 CONFIDENCE = 0.95
 SEED = 20_240
@@ -51,24 +51,67 @@ class Estimate(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeltSample:
-    """A latency as its users felt it, in due order.
+class Sample(Protocol):
+    """A latency as its users felt it.
 
     A failed request is infinitely slow. One still open at the end is bounded: at least as slow as
     the time it had, at most infinitely slow.
+    """
+
+    @property
+    def at_most(self) -> Numbers:
+        """Upper bounds in seconds, in any order; of a pooled sample, only if memory can hold it."""
+        ...
+
+    @property
+    def failed(self) -> int:
+        """Values that are infinite because the request failed."""
+        ...
+
+    @property
+    def unfinished(self) -> int:
+        """Values that are bounds because the request was still open."""
+        ...
+
+    @property
+    def requests(self) -> int:
+        """Requests the values came from."""
+        ...
+
+    @property
+    def ordered(self) -> Ordered:
+        """Upper bounds, sorted: what ``held`` must be shown by, and what is reported."""
+        ...
+
+    @property
+    def ordered_at_least(self) -> Ordered:
+        """Lower bounds, sorted: what ``broken`` must be shown by."""
+        ...
+
+    @property
+    def ordered_served(self) -> Ordered:
+        """Values of the successes alone, sorted."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def inflation(self, value: float) -> float:
+        """D of "beyond ``value``"; where nothing is (ties at the top, infinity), of "at it"."""
+        ...
+
+    def mean(self) -> Resampled | None:
+        """Of the values of the successes; ``None`` without any."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeltSample:
+    """A :class:`Sample` of one value a request, in due order.
 
     Attributes:
-        at_least: lower bounds in seconds, what ``broken`` must be shown by.
-        at_most: upper bounds in seconds, what ``held`` must be shown by, and what is reported.
-        served: values of the successes alone, in due order.
-        failed: values that are infinite because the request failed.
-        unfinished: values that are bounds because the request was still open.
-        sizes: for a pooled sample (gaps), how many values each request has, in due order;
-            ``None`` where it is one each.
-        ordered: ``at_most``, sorted.
-        ordered_at_least: ``at_least``, sorted.
-        ordered_served: ``served``, sorted.
+        at_least: lower bounds in seconds.
+        at_most: upper bounds in seconds.
+        served: values of the successes alone.
     """
 
     at_least: Numbers
@@ -76,7 +119,6 @@ class FeltSample:
     served: Numbers
     failed: int
     unfinished: int
-    sizes: Numbers | None
     ordered: Numbers
     ordered_at_least: Numbers
     ordered_served: Numbers
@@ -86,8 +128,17 @@ class FeltSample:
 
     @property
     def requests(self) -> int:
-        """Requests the values came from."""
-        return len(self) if self.sizes is None else int(np.count_nonzero(self.sizes))
+        """As many as there are values."""
+        return len(self)
+
+    def inflation(self, value: float) -> float:
+        """From batch means."""
+        beyond = self.at_most > value
+        return stats.variance_inflation(beyond if beyond.any() else self.at_most >= value)
+
+    def mean(self) -> Resampled | None:
+        """With blocks of neighbours resampled."""
+        return Resampled.mean(self.served) if len(self.served) else None
 
 
 def felt_sample(
@@ -97,7 +148,6 @@ def felt_sample(
     served: Numbers,
     failed: int = 0,
     unfinished: int = 0,
-    sizes: Numbers | None = None,
 ) -> FeltSample:
     """A :class:`FeltSample`, sorted once."""
     ordered = np.sort(at_most)
@@ -107,7 +157,6 @@ def felt_sample(
         served=served,
         failed=failed,
         unfinished=unfinished,
-        sizes=sizes,
         ordered=ordered,
         # Sorting is what costs: without bounds the three are one.
         ordered_at_least=np.sort(at_least) if unfinished else ordered,
@@ -119,14 +168,14 @@ def felt_sample(
 class Percentile:
     """The q-quantile of a latency as felt, by nearest rank, with ranks of n_eff as its interval."""
 
-    sample: FeltSample
+    sample: Sample
     q: float
     inflation: float
 
     @classmethod
-    def of(cls, sample: FeltSample, q: float) -> Percentile:
+    def of(cls, sample: Sample, q: float) -> Percentile:
         """The quantile of a non-empty sample, with its D at that value."""
-        return cls(sample, q, _inflation(sample, stats.percentile(sample.ordered, q)))
+        return cls(sample, q, sample.inflation(stats.percentile(sample.ordered, q)))
 
     @property
     def value(self) -> float:
@@ -168,9 +217,8 @@ class Percentile:
 
     def settles_at(self, limit: float, confidence: float = CONFIDENCE) -> float | None:
         """From how far the share of values inside the limit lies from q."""
-        distance = abs(
-            float(np.searchsorted(self.sample.ordered, limit, "right")) / self.n - self.q
-        )
+        within = float(self.sample.ordered.searchsorted(limit, side="right"))
+        distance = abs(within / self.n - self.q)
         if distance == 0:
             return None
         z = NormalDist().inv_cdf(1 - (1 - confidence) / 2)
@@ -181,39 +229,7 @@ class Percentile:
         return enough * self.inflation * self.sample.requests / self.n
 
 
-def _inflation(sample: FeltSample, value: float) -> float:
-    """D of "beyond ``value``"; where nothing is beyond (ties at the top, infinity), of "at it"."""
-    beyond = sample.at_most > value
-    if not beyond.any():
-        beyond = sample.at_most >= value
-    if sample.sizes is None:
-        return stats.variance_inflation(beyond)
-    return _pooled_inflation(beyond, sample.sizes)
-
-
-def _pooled_inflation(beyond: Numbers, sizes: Numbers) -> float:
-    """D of a sample pooled over requests: whole requests are resampled, in blocks of neighbours.
-
-    With fewer than 20 requests nothing can be learnt from resampling them; each then counts as
-    one observation, however many gaps it has.
-    """
-    kept = sizes[sizes > 0]
-    values = len(beyond)
-    if len(kept) < stats.BATCHES:
-        return values / len(kept)
-    ends = np.cumsum(kept)
-    counted = np.concatenate(([0], np.cumsum(beyond, dtype=np.int64)))
-    marks = np.diff(counted[np.concatenate(([0], ends))]).astype(np.float64)
-    share = float(marks.sum()) / values
-    if not 0 < share < 1:
-        return 1.0
-    drawn = stats.block_resample(marks, kept.astype(np.float64), seed=SEED)
-    blocks = _blocks(len(kept))
-    variance = float(np.var(drawn)) * blocks / (blocks - 1)
-    return max(1.0, variance * values / (share * (1 - share)))
-
-
-def _blocks(units: int) -> int:
+def blocks_of(units: int) -> int:
     """Blocks in one resample of ``units`` units, as :func:`stats.block_resample` makes them."""
     return -(-units // max(1, units // stats.BATCHES))
 
@@ -275,12 +291,23 @@ class Resampled:
     @classmethod
     def mean(cls, values: Numbers) -> Resampled:
         """The mean of a non-empty sample in due order."""
-        n = len(values)
-        drawn = stats.block_resample(values, np.ones(n), seed=SEED)
-        variance = float(np.var(drawn))
-        independent = float(np.var(values)) / n
-        inflation = max(1.0, variance / independent) if independent > 0 else 1.0
-        return cls(float(np.mean(values, dtype=np.float64)), n, n / inflation, drawn, _blocks(n))
+        return cls.pooled_mean(values, np.ones(len(values)), float(np.var(values)))
+
+    @classmethod
+    def pooled_mean(cls, sums: Numbers, sizes: Numbers, variance: float) -> Resampled:
+        """The mean of values pooled over requests, which are resampled whole.
+
+        Args:
+            sums: of each request's values, in due order; at least one.
+            sizes: how many values each has.
+            variance: of all values.
+        """
+        n = int(sizes.sum())
+        drawn = stats.block_resample(sums, sizes, seed=SEED)
+        independent = variance / n
+        inflation = max(1.0, float(np.var(drawn)) / independent) if independent > 0 else 1.0
+        value = float(np.sum(sums, dtype=np.float64)) / n
+        return cls(value, n, n / inflation, drawn, blocks_of(len(sums)))
 
     @classmethod
     def rate(cls, counts: Numbers, bin_s: float, n: int) -> Resampled:
@@ -294,7 +321,7 @@ class Resampled:
         lengths = np.full(len(counts), bin_s)
         drawn = stats.block_resample(counts, lengths, seed=SEED)
         value = float(counts.sum()) / float(lengths.sum())
-        return cls(value, n, None, drawn, _blocks(len(counts)))
+        return cls(value, n, None, drawn, blocks_of(len(counts)))
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
         """From the resamples."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,21 @@ import numpy as np
 from collectors.cost import GPU_HOURS, MILLION, Cost, gpu_usd_per_s
 from collectors.estimates import (
     Fact,
-    FeltSample,
     Percentile,
     PerUnit,
     Ratio,
     Resampled,
 )
+from collectors.estimates import Sample as Felt
 from collectors.latency import SAMPLES, felt_end_at_s, has_flag
 from collectors.records import FAILED, Outcome, TokenSource
 from collectors.runs import Run, RunStatus
 from collectors.samples import Sample
 from collectors.stats import BATCHES, percentile
-from collectors.table import Bools, Floats, RequestTable
+from collectors.table import Floats, RequestTable
+from collectors.tokens import tokens_in_bins
 from collectors.validity import Validity, judge_validity
+from collectors.words import Bools
 
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 """Those every report shows."""
@@ -79,7 +81,7 @@ class Window:
 class Latency:
     """One latency: its sample, and every figure of it."""
 
-    sample: FeltSample
+    sample: Felt
 
     def percentile(self, q: float) -> Percentile:
         """As felt."""
@@ -87,8 +89,7 @@ class Latency:
 
     def mean(self) -> Resampled | None:
         """Over successes; ``None`` without any."""
-        served = self.sample.served
-        return Resampled.mean(served) if len(served) else None
+        return self.sample.mean()
 
     def max(self) -> Fact | None:
         """Over successes; ``None`` without any."""
@@ -209,8 +210,7 @@ def measure(
         tightest_limit_s: the tightest latency limit it will be held to, for its validity.
     """
     start_s, end_s = window_span(run, table)
-    is_member = (table.due_at_s >= start_s) & (table.due_at_s <= end_s)
-    requests = table.select(is_member)
+    requests = table.due_between(start_s, end_s)
     window = _window(requests, start_s, end_s)
     latency = {name: Latency(s) for name, draw in SAMPLES.items() if (s := draw(requests))}
     rates = _Rates(table, window)
@@ -236,7 +236,7 @@ def measure(
         tokens=_tokens(requests),
         errors=Ratio.of(requests.is_failed[_is_answered(requests)]) if answered else None,
         by_outcome=_by_outcome(requests),
-        flags=dict(sorted(Counter(chain.from_iterable(requests.flags)).items())),
+        flags=_flags(requests),
         cost=_cost(run, window, rates.due(table.is_ok), output_rate, goodput_per_s),
         gpus=gpus,
         energy_j=_sum_seen([gpu.energy_j for gpu in gpus]),
@@ -321,8 +321,15 @@ def _is_answered(requests: RequestTable) -> Bools:
 
 
 def _by_outcome(requests: RequestTable) -> dict[str, int]:
-    counts = Counter(requests.outcome)
-    return {o.value: counts[o.value] for o in Outcome if o in FAILED and counts[o.value]}
+    counts = requests.outcome.counts()
+    return {o.value: counts[o] for o in Outcome if o in FAILED and o in counts}
+
+
+def _flags(requests: RequestTable) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for flags, n in requests.flags.counts().items():
+        counts.update(dict.fromkeys(flags, n))
+    return dict(sorted(counts.items()))
 
 
 def _achieved(run: Run, table: RequestTable, window: Window) -> float | None:
@@ -364,14 +371,13 @@ class _Rates:
 
     def output_tokens(self) -> Resampled | None:
         """Output tokens whose event arrived in the window."""
-        window = self._window
-        told = self._table.select(self._table.output_tokens > 0)
-        counts = tokens_in_bins(told, self._edges) if window.length_s else None
+        window, table = self._window, self._table
+        counts = tokens_in_bins(table, self._edges) if window.length_s else None
         if counts is None:
             return None
-        ended = felt_end_at_s(told)
-        began = np.where(np.isnan(told.first_token_at_s), ended, told.first_token_at_s)
-        touched = (began <= window.end_s) & (ended >= window.start_s)
+        ended = felt_end_at_s(table)
+        began = np.where(np.isnan(table.first_token_at_s), ended, table.first_token_at_s)
+        touched = (began <= window.end_s) & (ended >= window.start_s) & (table.output_tokens > 0)
         return Resampled.rate(counts, window.length_s / _BINS, int(touched.sum()))
 
     def _is_over(self) -> Bools:
@@ -386,59 +392,11 @@ class _Rates:
         return Resampled.rate(counts.astype(np.float64), window.length_s / _BINS, int(inside.sum()))
 
 
-def tokens_in_bins(table: RequestTable, edges: Floats) -> Floats | None:
-    """Output tokens whose event arrived in each bin; ``None`` where no request told its tokens.
-
-    A request's tokens are shared out evenly over its output events.
-
-    Args:
-        table: requests of a run.
-        edges: of the bins, in seconds since the run began, one more than there are bins.
-    """
-    told = table.select(table.output_tokens > 0)
-    if not len(told):
-        return None
-    counts = np.zeros(len(edges) - 1)
-    for part in _parts(told):
-        at_s, tokens = _token_events(part)
-        counts += np.histogram(at_s, bins=edges, weights=tokens)[0]
-    return counts
-
-
-def _parts(table: RequestTable) -> Iterator[RequestTable]:
-    """``table`` in slices of some two million output events, to bound the memory they take."""
-    part = np.cumsum(table.gap_counts + 1) // 2_000_000
-    for number in np.unique(part):
-        yield table.select(part == number)
-
-
-def _token_events(table: RequestTable) -> tuple[Floats, Floats]:
-    """Instants of all output events, and the output tokens of each.
-
-    Where gaps were not kept, events are spaced evenly; an answer in one piece is one event.
-    """
-    end = felt_end_at_s(table)
-    end = np.where(np.isnan(end), table.ended_at_s, end)
-    first = np.where(np.isnan(table.first_token_at_s), end, table.first_token_at_s)
-    has_gaps = table.gap_counts > 0
-    events = np.where(has_gaps, table.gap_counts + 1, np.fmax(table.output_events, 1))
-    events = events.astype(np.int64)
-    request = np.repeat(np.arange(len(table)), events)
-    number = np.arange(len(request)) - (np.cumsum(events) - events)[request]
-    elapsed = (end - first)[request] * (number / np.maximum(events - 1, 1)[request])
-    clock = np.concatenate(([0.0], np.cumsum(table.gaps_s, dtype=np.float64)))
-    began = np.cumsum(table.gap_counts) - table.gap_counts
-    gapped = has_gaps[request]
-    of, step = request[gapped], number[gapped]
-    elapsed[gapped] = clock[began[of] + step] - clock[began[of]]
-    return first[request] + elapsed, (table.output_tokens / events)[request]
-
-
 def _tokens(requests: RequestTable) -> Tokens:
     def total(column: Floats) -> int | None:
         return None if np.isnan(column).all() else int(np.nansum(column))
 
-    sources = {s for s in requests.token_source if s is not None}
+    sources = {s for s in requests.token_source.counts() if s is not None}
     asked = requests.asked_output_tokens
     told = requests.is_ok & ~np.isnan(asked) & ~np.isnan(requests.output_tokens)
     asked_output = total(asked[told])
@@ -601,7 +559,7 @@ def _of_requests(
     if "ttft_s" in latency and (n := len(latency["ttft_s"].sample)) < 2 * BATCHES:
         yield f"Too few requests ({n}) to see whether neighbours depend on each other."
     several = requests.output_events > 1
-    if unkept := int((several & (requests.gap_counts == 0)).sum()):
+    if unkept := int((several & (requests.gaps.counts == 0)).sum()):
         yield f"ITL leaves out {unkept} streamed requests, whose gaps were not kept."
     yield from _of_tokens(requests)
     yield from _of_flags(requests)
@@ -618,8 +576,7 @@ def _of_tokens(requests: RequestTable) -> Iterator[str]:
     shown = requests.is_ok & ((events > 0) | (tokens > 0))
     if untold := int((shown & np.isnan(tokens)).sum()):
         yield f"Token figures leave out {untold} requests, whose output tokens are unknown."
-    by_tokenizer = requests.token_source == TokenSource.TOKENIZER.value
-    if counted := int(by_tokenizer.sum()):
+    if counted := requests.token_source.counts().get(TokenSource.TOKENIZER):
         yield (
             f"The tokens of {counted} requests were counted here, by a tokenizer, from visible"
             " text: hidden reasoning and special tokens are not in them."
@@ -631,7 +588,7 @@ def _of_tokens(requests: RequestTable) -> Iterator[str]:
 
 def _of_flags(requests: RequestTable) -> Iterator[str]:
     """What flagged successes do to the figures, for those flags that do something to them."""
-    served = requests.select(requests.is_ok)
+    served = int(requests.is_ok.sum())
     for flag, words in _TELLING_FLAGS.items():
-        if count := int(has_flag(served, flag).sum()):
-            yield f"{count} of {len(served)} successes ({count / len(served):.1%}) {words}"
+        if count := int((has_flag(requests, flag) & requests.is_ok).sum()):
+            yield f"{count} of {served} successes ({count / served:.1%}) {words}"

@@ -18,9 +18,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from collectors.estimates import FeltSample, felt_sample
+from collectors.estimates import FeltSample, Sample, felt_sample
+from collectors.pooled import PooledSample
 from collectors.records import Outcome
-from collectors.table import Bools, Floats, RequestTable
+from collectors.table import Floats, RequestTable
+from collectors.words import Bools
 
 NO_OUTPUT = "no_output"
 NANOSECONDS = 9  # decimals of a second; no instant is known better
@@ -28,7 +30,7 @@ NANOSECONDS = 9  # decimals of a second; no instant is known better
 
 def has_flag(requests: RequestTable, flag: str) -> Bools:
     """Requests that carry ``flag``."""
-    return np.fromiter((flag in flags for flags in requests.flags), np.bool_, len(requests))
+    return requests.flags.where(lambda flags: flag in flags)
 
 
 def felt_end_at_s(requests: RequestTable) -> Floats:
@@ -97,33 +99,24 @@ def send_lag_sample(requests: RequestTable) -> FeltSample | None:
     )
 
 
-def itl_sample(requests: RequestTable) -> FeltSample | None:
+def itl_sample(requests: RequestTable) -> PooledSample | None:
     """Gaps between consecutive output events, pooled over requests.
 
     A stream that broke adds one infinite gap; one still open adds the gap it was in, bounded.
     """
-    counts = requests.gap_counts
-    if not counts.any():
+    if not requests.gaps.total:
         return None
     began = ~np.isnan(requests.first_token_at_s)
-    broken = requests.is_failed & began
-    is_open = _is_unfinished(requests) & began & ~np.isnan(requests.ended_at_s)
-    extra = broken | is_open
-    where = np.cumsum(counts)[extra]  # after each such request's own gaps
-    had_s = np.maximum(0.0, requests.ended_at_s - requests.last_token_at_s)[extra]
-    at_most = np.insert(requests.gaps_s, where, np.inf)
-    at_least = np.insert(requests.gaps_s, where, np.where(is_open[extra], had_s, np.inf))
-    return felt_sample(
-        at_least=at_least if is_open.any() else at_most,
-        at_most=at_most,
-        served=requests.gaps_s[np.repeat(requests.is_ok, counts)],
-        failed=int(broken.sum()),
-        unfinished=int(is_open.sum()),
-        sizes=counts + extra,
+    had_s = np.maximum(0.0, requests.ended_at_s - requests.last_token_at_s)
+    return PooledSample(
+        requests.gaps,
+        is_ok=requests.is_ok,
+        broken=requests.is_failed & began,
+        had_s=np.where(_is_unfinished(requests) & began, had_s, np.nan),
     )
 
 
-SAMPLES: dict[str, Callable[[RequestTable], FeltSample | None]] = {
+SAMPLES: dict[str, Callable[[RequestTable], Sample | None]] = {
     "ttft_s": lambda requests: ttft_sample(requests, from_due=False),
     "ttft_from_due_s": lambda requests: ttft_sample(requests, from_due=True),
     "ttfa_s": ttfa_sample,
@@ -178,12 +171,16 @@ def _felt(
     member = infinite | bounded | seen
     if not member.any():
         return None
-    at_most = np.where(infinite | bounded, np.inf, span)
-    at_least = np.where(bounded, np.fmax(0.0, had_s), at_most)
+    at_most = np.where(infinite | bounded, np.inf, span)[member]
+    at_least, served = at_most, at_most  # one and the same, where nothing sets them apart
+    if bounded.any():
+        at_least = np.where(bounded[member], np.fmax(0.0, had_s[member]), at_most)
+    if not np.array_equal(member, ok & seen):
+        served = span[ok & seen]
     return felt_sample(
-        at_least=at_least[member],
-        at_most=at_most[member],
-        served=span[ok & seen],
+        at_least=at_least,
+        at_most=at_most,
+        served=served,
         failed=int(failed.sum()),
         unfinished=int(bounded.sum()),
     )

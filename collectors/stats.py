@@ -15,11 +15,27 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Numbers = npt.NDArray[np.floating | np.integer | np.bool_]
+
+
+class Ordered(Protocol):
+    """Values as if sorted: an array, or what answers like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The value with so many before it."""
+        ...
+
+    def searchsorted(self, value: Any, /, side: Literal["left", "right"]) -> Any:
+        """How many values are less than ``value``; with "right", or equal to it."""
+        ...
+
 
 BATCHES = 20
 """Batches of neighbours from which dependence is judged."""
@@ -40,7 +56,7 @@ def nearest_rank(n: int, q: float) -> int:
     return min(n, max(1, math.ceil(q * n * (1 - _NEARLY))))
 
 
-def percentile(ordered: Numbers, q: float) -> float:
+def percentile(ordered: Ordered, q: float) -> float:
     """The q-quantile of a sorted, non-empty sample by nearest rank."""
     return float(ordered[nearest_rank(len(ordered), q) - 1])
 

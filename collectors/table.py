@@ -1,11 +1,13 @@
 """All requests of a run as columns, which is what statistics and figures work on.
 
-Numbers are float64 arrays in due order, NaN where not observed; outcomes and names are object
-arrays of str (or ``None``). Build one from records (tests, small runs) or from the store.
+Numbers are float64 arrays in due order, NaN where not observed; outcomes and names are words, a
+number a row. The gaps between output events stay where they are until they are asked for. Build one
+from records (tests, small runs) or from the store.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,11 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from collectors.gaps import Gaps, GapsBuilder
 from collectors.records import FAILED, Outcome, RequestRecord
+from collectors.words import Bools, Rows, Words
 
 Floats = npt.NDArray[np.float64]
-Objects = npt.NDArray[np.object_]
-Bools = npt.NDArray[np.bool_]
+Text = Words[str | None]
 
 NUMERIC = (
     "due_at_s",
@@ -53,9 +56,8 @@ TEXT = ("outcome", "task", "tier", "model", "endpoint", "token_source", "worker"
 class RequestTable:
     """Columns of the requests of one run, sorted by due instant.
 
-    ``output_events`` is the total a request. ``gaps_s`` holds the gaps of all requests one after
-    another (float32), and ``gap_counts`` how many belong to each request (0 where none are kept).
-    ``flags`` holds a tuple of str a request.
+    ``output_events`` is the total a request. ``flags`` holds a tuple of str a request. A column in
+    which nothing was observed is one NaN seen many times (:func:`absent`), and takes no memory.
     """
 
     due_at_s: Floats
@@ -81,16 +83,15 @@ class RequestTable:
     audio_output_tokens: Floats
     server_cost_usd: Floats
     output_events: Floats
-    outcome: Objects
-    task: Objects
-    tier: Objects
-    model: Objects
-    endpoint: Objects
-    token_source: Objects
-    worker: Objects
-    flags: Objects
-    gaps_s: npt.NDArray[np.float32]
-    gap_counts: npt.NDArray[np.int64]
+    outcome: Text
+    task: Text
+    tier: Text
+    model: Text
+    endpoint: Text
+    token_source: Text
+    worker: Text
+    flags: Words[tuple[str, ...]]
+    gaps: Gaps
 
     def __len__(self) -> int:
         return len(self.due_at_s)
@@ -98,25 +99,34 @@ class RequestTable:
     @property
     def is_ok(self) -> Bools:
         """Requests that succeeded."""
-        return np.asarray(self.outcome == Outcome.OK.value, dtype=np.bool_)
+        return self.is_outcome(Outcome.OK)
 
     @property
     def is_failed(self) -> Bools:
         """Requests with an outcome in :data:`collectors.records.FAILED`."""
-        return np.isin(self.outcome.astype(str), [o.value for o in FAILED])
+        return self.outcome.where(lambda outcome: outcome in FAILED)
 
-    def is_outcome(self, outcome: Outcome) -> Bools:
-        """Requests that ended in ``outcome``."""
-        return np.asarray(self.outcome == outcome.value, dtype=np.bool_)
+    def is_outcome(self, wanted: Outcome) -> Bools:
+        """Requests that ended in ``wanted``."""
+        return self.outcome.where(lambda outcome: outcome == wanted)
 
-    def select(self, mask: Bools) -> RequestTable:
-        """The requests where ``mask`` is True, with their gaps."""
-        gap_mask = np.repeat(mask, self.gap_counts)
-        columns = {
-            f.name: getattr(self, f.name)[gap_mask if f.name == "gaps_s" else mask]
-            for f in fields(self)
-        }
-        return RequestTable(**columns)
+    def due_between(self, start_s: float, end_s: float) -> RequestTable:
+        """The requests due in that time, both ends included; shares memory with this table."""
+        first = np.searchsorted(self.due_at_s, start_s, "left")
+        last = np.searchsorted(self.due_at_s, end_s, "right")
+        return self.select(slice(int(first), int(last)))
+
+    def select(self, rows: Rows) -> RequestTable:
+        """The requests of ``rows``; of a slice, sharing memory with this table."""
+        outcome = self.outcome[rows]
+
+        def of(column: Any) -> Any:
+            if isinstance(column, np.ndarray) and column.strides == (0,):
+                return absent(len(outcome))
+            return column[rows]
+
+        columns = {f.name: of(getattr(self, f.name)) for f in fields(self)}
+        return RequestTable(**columns | {"outcome": outcome})
 
     @classmethod
     def from_records(cls, records: Iterable[RequestRecord]) -> RequestTable:
@@ -125,28 +135,31 @@ class RequestTable:
         columns: dict[str, Any] = {
             name: _numbers([getattr(r, name) for r in rows]) for name in NUMERIC
         }
-        columns.update({name: _objects([_plain(getattr(r, name)) for r in rows]) for name in TEXT})
-        columns["output_events"] = _numbers([r.output_events.total for r in rows])
-        columns["flags"] = _objects([r.flags for r in rows])
-        gaps = [
-            np.frombuffer(r.gaps_s, dtype=np.float32) if r.gaps_s else np.empty(0, np.float32)
-            for r in rows
-        ]
-        columns["gaps_s"] = np.concatenate(gaps) if gaps else np.empty(0, np.float32)
-        columns["gap_counts"] = np.array([len(g) for g in gaps], dtype=np.int64)
-        return cls(**columns)
+        columns |= {name: Words.of(_plain(getattr(r, name)) for r in rows) for name in TEXT}
+        gaps = GapsBuilder()
+        gaps.extend(None if r.gaps_s is None else _stored(r.gaps_s) for r in rows)
+        return cls(
+            **columns,
+            output_events=_numbers([r.output_events.total for r in rows]),
+            flags=Words.of(r.flags for r in rows),
+            gaps=gaps.build(),
+        )
+
+
+def absent(rows: int) -> Floats:
+    """A column in which nothing was observed: one NaN, not to be written to."""
+    return np.broadcast_to(np.float64(np.nan), rows)
 
 
 def _numbers(values: Sequence[float | None]) -> Floats:
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
 
-def _objects(values: Sequence[object]) -> Objects:
-    column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column
+def _stored(gaps_s: array[float]) -> bytes:
+    """As the database keeps them."""
+    return np.array(gaps_s, dtype="<f4").tobytes()
 
 
-def _plain(value: object) -> object:
-    """A StrEnum as its plain str, so that arrays compare with the stored text."""
+def _plain(value: object) -> str | None:
+    """A StrEnum as its plain str, so that it is the stored text."""
     return None if value is None else str(value)

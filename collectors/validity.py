@@ -13,7 +13,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from collectors.estimates import FeltSample
+from collectors.estimates import Sample
 from collectors.records import FIRST_COALESCED, Outcome
 from collectors.runs import Run
 from collectors.stats import percentile
@@ -46,7 +46,7 @@ class Validity:
 
 
 def judge_validity(
-    run: Run, requests: RequestTable, ttft: FeltSample | None, limit_s: float | None
+    run: Run, requests: RequestTable, ttft: Sample | None, limit_s: float | None
 ) -> Validity:
     """The standing of ``run``.
 
@@ -85,7 +85,7 @@ def possible_error_s(run: Run, requests: RequestTable) -> float | None:
     delays_s = requests.read_delay_s
     has_token = ~np.isnan(requests.first_token_at_s)
     unstamped = has_token & np.isnan(delays_s)
-    shared = np.fromiter((FIRST_COALESCED in flags for flags in requests.flags), np.bool_)
+    shared = requests.flags.where(lambda flags: FIRST_COALESCED in flags)
     if unstamped.any() and lag_s is None:
         return None
     late_s: Floats = delays_s[has_token & (unstamped | shared)]
@@ -127,7 +127,7 @@ def _invalid(run: Run, requests: RequestTable) -> list[str]:
 def _degraded(
     requests: RequestTable,
     error_s: float | None,
-    ttft: FeltSample | None,
+    ttft: Sample | None,
     limit_s: float | None,
 ) -> list[str]:
     reasons = []

@@ -11,18 +11,19 @@ Rules kept here:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 
-from collectors.figures import tokens_in_bins, window_span
+from collectors.figures import window_span
 from collectors.latency import SAMPLES
 from collectors.records import Outcome
 from collectors.runs import Run
 from collectors.stats import percentile
 from collectors.table import Floats, RequestTable
+from collectors.tokens import tokens_in_bins
 from sla.metrics import resolve
 
 QUANTILES = (0.5, 0.95, 0.99)
@@ -167,15 +168,8 @@ def _parts(table: RequestTable, edges: Floats) -> Iterator[RequestTable]:
     """The requests due in each bin; the table is in due order, so each is a slice."""
     bounds = np.searchsorted(table.due_at_s, edges)
     bounds[-1] = len(table)  # the last bin holds its end too
-    gaps = np.concatenate(([0], np.cumsum(table.gap_counts)))
     for first, last in pairwise(bounds):
-        own, own_gaps = slice(first, last), slice(gaps[first], gaps[last])
-        yield RequestTable(
-            **{
-                f.name: getattr(table, f.name)[own_gaps if f.name == "gaps_s" else own]
-                for f in fields(table)
-            }
-        )
+        yield table.select(slice(first, last))
 
 
 def _percentiles(key: str, part: RequestTable) -> dict[str, float]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from collectors.latency import NO_OUTPUT, felt_end_at_s, has_flag, tpot_s
-from collectors.table import Bools, Floats, RequestTable
+from collectors.table import Floats, RequestTable
+from collectors.words import Bools
 from sla.metrics import resolve
 from sla.spec import Objective
 

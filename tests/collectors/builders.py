@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
+from collectors.gaps import Gaps
 from collectors.records import Outcome, OutputEvents, RequestRecord, TokenSource
 from collectors.runs import Run, RunStatus
 from collectors.table import RequestTable
+from collectors.words import Words
 
 
 def make_run(**changes: Any) -> Run:
@@ -84,3 +89,21 @@ def make_request(
 def make_table(records: Sequence[RequestRecord]) -> RequestTable:
     """The columns of ``records``."""
     return RequestTable.from_records(records)
+
+
+def columns_of(table: RequestTable) -> dict[str, tuple[str, list[Any]]]:
+    """Type and rows of every column, so that tables compare; NaN as ``None``, gaps a list each."""
+    columns = {}
+    for name in (field.name for field in fields(table)):
+        column = getattr(table, name)
+        if isinstance(column, Words):
+            columns[name] = ("words", list(column))
+        elif isinstance(column, Gaps):
+            columns[name] = (
+                "gaps",
+                [column[i : i + 1].whole().tolist() for i in range(len(column))],
+            )
+        else:
+            rows = [None if np.isnan(value) else value for value in column.tolist()]
+            columns[name] = (str(column.dtype), rows)
+    return columns

@@ -19,6 +19,8 @@ from collectors.estimates import (
     Resampled,
     felt_sample,
 )
+from collectors.gaps import GapsBuilder
+from collectors.pooled import PooledSample
 from collectors.stats import Numbers
 from tests.collectors.test_stats import dependent
 
@@ -120,13 +122,13 @@ def test_shares_of_bursts_are_covered() -> None:
     assert held / 300 >= 0.92
 
 
-def _streams(rng: np.random.Generator, requests: int, gaps: int) -> FeltSample:
+def _streams(rng: np.random.Generator, requests: int, gaps: int) -> PooledSample:
     """Requests of which one in ten is slow in all of its gaps, so that gaps hang together."""
     slow = rng.random(requests) < 0.1
     values = np.repeat(np.where(slow, 2.0, 1.0), gaps) * rng.uniform(0.9, 1.1, requests * gaps)
-    return felt_sample(
-        at_least=values, at_most=values, served=values, sizes=np.full(requests, gaps)
-    )
+    builder, none = GapsBuilder(), np.zeros(requests, np.bool_)
+    builder.extend(own.astype("<f4").tobytes() for own in np.split(values, requests))
+    return PooledSample(builder.build(), is_ok=~none, broken=none, had_s=np.full(requests, np.nan))
 
 
 def test_pooled_gaps_are_worth_their_requests() -> None:
