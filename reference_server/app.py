@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
-from operator import sub
 from uuid import uuid4
 
 from reference_server.ask import (
@@ -421,9 +420,7 @@ class Simulator:
 
     def _file(self, truth: OpenTruth, outcome: TruthOutcome) -> None:
         self.log.add(truth, outcome)
-        # At once, since other answers' tokens wait meanwhile.
-        late = map(sub, truth.written_at, truth.scheduled_at)
-        self._metrics.lateness_s.observe_all(sorted(late))
+        self._metrics.lateness_s.observe_all(truth.lateness_s)
 
     async def _models(self, call: Call) -> None:
         body = models_body(self.settings.model, self._started_at, self.settings.max_model_len)

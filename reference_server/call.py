@@ -7,6 +7,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import parse_qsl
@@ -20,6 +21,12 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON = "application/json"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, zero seconds
+
+
+@lru_cache(maxsize=4096)
+def _chunk_head(size: int) -> bytes:
+    """What comes before so many bytes of a chunked body."""
+    return b"%x\r\n" % size
 
 
 class Call:
@@ -37,10 +44,7 @@ class Call:
         # its last byte was read, and the transport. Other ASGI servers leave it empty, and then
         # the instant is a little late.
         self._state: dict[str, Any] = scope.get("state", {})
-
-    @property
-    def _transport(self) -> asyncio.WriteTransport | None:
-        return self._state.get("transport")
+        self._transport: asyncio.WriteTransport | None = None
 
     @property
     def is_local(self) -> bool:
@@ -63,6 +67,7 @@ class Call:
                 raise AbandonedError
             body += message.get("body", b"")
             if not message.get("more_body", False):
+                self._transport = self._state.get("transport")
                 return bytes(body), self._state.get("read_at", time.monotonic())
 
     async def begin(
@@ -99,7 +104,7 @@ class Call:
         """
         transport = self._transport
         if body and transport is not None and not transport.is_closing():
-            transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            transport.write(_chunk_head(len(body)) + body + b"\r\n")
         return time.monotonic()
 
     async def reply(

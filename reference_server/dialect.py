@@ -39,6 +39,12 @@ def _quoted(text: str) -> str:
     return compact(text)
 
 
+@lru_cache(maxsize=4096)
+def quoted_bytes(text: str) -> bytes:
+    """A text as it stands in JSON on the wire."""
+    return utf8(compact(text))
+
+
 def utf8(text: str) -> bytes:
     """UTF-8; half a surrogate pair, which JSON can smuggle in, becomes a question mark."""
     return text.encode(errors="replace")
@@ -161,6 +167,17 @@ class Reply:
         choice = self._choice(0, self._text(text), finish_reason=finish_reason)
         last = finish_reason is not None and not self.usage
         return self._event(choice, self._running(so_far) + (self._print() if last else ""))
+
+    def around_text(self) -> tuple[bytes, bytes] | None:
+        """What stands before and behind a token's text in an event that carries nothing else.
+
+        Of the first choice, in the midst of its answer. None where that differs from one event to
+        the next.
+        """
+        if not self._plain or self.running_usage:
+            return None
+        before, after = self.token("*", 0).rsplit(b'"*"', 1)
+        return before, after
 
     def events(self, told: Told, pieces: list[Piece], *, total: int | None = None) -> bytes:
         """The events that carry some tokens of one choice, which are noted in ``told``.

@@ -92,10 +92,10 @@ class Histogram:
         self._sum = 0.0
         self._created = time.time()
 
-    def observe(self, value: float) -> None:
-        """Note one value; an edge belongs to the bucket below it."""
-        self._counts[bisect_left(self._edges, value)] += 1
-        self._sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        """Note a value; an edge belongs to the bucket below it."""
+        self._counts[bisect_left(self._edges, value)] += times
+        self._sum += value * times
 
     def observe_all(self, ordered: Sequence[float]) -> None:
         """Note many values at once, given in ascending order."""

@@ -63,6 +63,9 @@ class ResponsesReply:
         """What is sent with the first token besides it."""
         return b""
 
+    def around_text(self) -> None:
+        """Nothing: the events are numbered. See `dialect.Reply.around_text`."""
+
     def events(self, told: Told, pieces: list[Piece], *, total: int | None = None) -> bytes:
         """The events that carry some tokens, see `dialect.Reply.events`."""
         del total  # there is one choice

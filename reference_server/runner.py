@@ -51,8 +51,8 @@ class Answer:
         last_at: its last token so far was due.
         generated: tokens so far.
         preemptions: how often it lost its place.
-        listener: takes each token the moment it is due, but for the last one, which `tokens` has;
-            None: all wait to be read.
+        listener: told when each token was due and how many there are with it, the moment it is, but
+            for the last one, which `tokens` has; None: all wait to be read.
     """
 
     sequence: Sequence
@@ -66,7 +66,7 @@ class Answer:
     last_at: float | None = None
     generated: int = 0
     preemptions: int = 0
-    listener: Callable[[Token], None] | None = None
+    listener: Callable[[float, int], None] | None = None
     _tokens: asyncio.Queue[Token | None] = field(default_factory=asyncio.Queue)
 
     async def tokens(self) -> AsyncIterator[Token]:
@@ -83,14 +83,15 @@ class Answer:
             if token.finished:
                 return
 
-    def hand(self, token: Token) -> None:
-        """Give the reader one more token."""
-        if self.listener is None or token.finished:
-            self._tokens.put_nowait(token)
+    def hand(self, due_at: float, tokens: int, *, finished: bool) -> None:
+        """Give the reader so many tokens more."""
+        self.generated += tokens
+        if self.listener is None or finished:
+            self._tokens.put_nowait(Token(due_at, self.generated, finished))
         else:
-            self.listener(token)
+            self.listener(due_at, self.generated)
 
-    def listen(self, listener: Callable[[Token], None]) -> None:
+    def listen(self, listener: Callable[[float, int], None]) -> None:
         """Have tokens taken from now on; not yet, if there are some that wait to be read."""
         if self._tokens.empty():
             self.listener = listener
@@ -238,24 +239,30 @@ class Runner:
         for name in step.preempted:
             if name in self._answers:
                 self._answers[name].preemptions += 1
-        for emitted in step.tokens:
-            answer = self._answers.get(emitted.id)
-            if answer is not None:
-                self._hand_over(answer, emitted, tick.ended_at)
+        self._hand_over(step.tokens, tick.ended_at)
         self._metrics.count_step(step)
 
-    def _hand_over(self, answer: Answer, emitted: Emitted, at: float) -> None:
-        if answer.last_at is None:
-            answer.first_at = at
-            self._metrics.ttft_s.observe(at - answer.read_at)
-        else:
-            self._metrics.itl_s.observe(at - answer.last_at)
-        answer.last_at = at
-        answer.generated += emitted.tokens
-        answer.hand(Token(at, answer.generated, emitted.finished))
-        if emitted.finished:
-            self._forget(answer)
-            self._count(answer)
+    def _hand_over(self, tokens: list[Emitted], at: float) -> None:
+        """Give the readers of a step's tokens theirs: the inner loop of this server."""
+        answers = self._answers
+        gaps: dict[float, int] = {}  # how many tokens came so long after the one before
+        for name, fresh, finished, _ in tokens:
+            answer = answers.get(name)
+            if answer is None:
+                continue
+            if answer.last_at is None:
+                answer.first_at = at
+                self._metrics.ttft_s.observe(at - answer.read_at)
+            else:
+                gap_s = at - answer.last_at
+                gaps[gap_s] = gaps.get(gap_s, 0) + 1
+            answer.last_at = at
+            answer.hand(at, fresh, finished=finished)
+            if finished:
+                self._forget(answer)
+                self._count(answer)
+        for gap_s, times in gaps.items():
+            self._metrics.itl_s.observe(gap_s, times)
 
     def _count(self, answer: Answer) -> None:
         """Note a request that has ended."""

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -138,7 +139,7 @@ def write_script(speech: Speech) -> Script:
         length = reasoning + len(rest)
         finish = finish if stop_reason is None else "stop"
     else:
-        rest = (Piece(Kind.TEXT, word, word) for word in islice(spoken, length - reasoning))
+        rest = map(_text_piece, islice(spoken, length - reasoning))
     return Script(
         pieces=chain(thoughts, rest),
         length=length,
@@ -147,6 +148,12 @@ def write_script(speech: Speech) -> Script:
         stop_reason=stop_reason,
         function=speech.function,
     )
+
+
+@lru_cache(maxsize=1024)
+def _text_piece(word: str) -> Piece:
+    """A token of text; there are as many as the vocabulary has words."""
+    return Piece(Kind.TEXT, word, word)
 
 
 def until_stop(

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Protocol
 
 from reference_server.call import JSON, Call
-from reference_server.dialect import DONE, EVENT_STREAM, Told, error_body
+from reference_server.dialect import DONE, EVENT_STREAM, Told, error_body, quoted_bytes
 from reference_server.errors import RefusedError
 from reference_server.inject import Fault, Mishap
 from reference_server.quirks import EVERY, Quirk
-from reference_server.runner import Answer, Token
-from reference_server.script import Piece, Script
+from reference_server.runner import Answer
+from reference_server.script import Kind, Piece, Script
 from reference_server.steps import StepWatch
 from reference_server.truth import OpenTruth
 
@@ -71,6 +71,9 @@ class Reply(Protocol):
 
     def events(self, told: Told, pieces: list[Piece], *, total: int | None = None) -> bytes:
         """The events that carry some tokens of one choice."""
+
+    def around_text(self) -> tuple[bytes, bytes] | None:
+        """What stands before and behind a token's text in most events; None: they differ."""
 
     def closing(self, tokens: int, reasoning_tokens: int = 0) -> bytes:
         """What follows the last token."""
@@ -199,16 +202,44 @@ class Telling:
             if self._writes_waiting >= self._at_a_time or total is not None:
                 await self._write_waiting(token.due_at, last=total is not None)
             if self._direct and not self._waiting:
-                choice.answer.listen(partial(self._take, told, pieces))
+                choice.answer.listen(self._writer(told, pieces))
 
-    def _take(self, told: Told, pieces: Iterator[Piece], token: Token) -> None:
-        """Write a token that is neither the first nor the last, now."""
-        taken = list(islice(pieces, token.so_far - told.tokens))
+    def _writer(self, told: Told, pieces: Iterator[Piece]) -> Callable[[float, int], None]:
+        """Writes tokens that are neither the first nor the last, each when it is due."""
+        around = self._reply.around_text()
+        if around is None:
+            return partial(self._take, told, pieces)
+        before, after = around
+        call, truth = self._call, self._truth
+        scheduled, written = truth.scheduled_at.append, truth.written_at.append
+        note = self._steps.note if self._steps is not None else _ignore
+
+        def take(due_at: float, so_far: int) -> None:
+            if so_far - told.tokens != 1:
+                self._take(told, pieces, due_at, so_far)
+                return
+            piece = next(pieces)
+            kind, text, _ = piece
+            if kind is not Kind.TEXT or not text:
+                self._take(told, chain([piece], pieces), due_at, so_far)
+                return
+            told.tokens = self._tokens = truth.tokens = so_far
+            written_at = call.write_now(before + quoted_bytes(text) + after)
+            scheduled(due_at)
+            written(written_at)
+            note(due_at, written_at)
+            truth.held_back += call.held_back
+
+        return take
+
+    def _take(self, told: Told, pieces: Iterator[Piece], due_at: float, so_far: int) -> None:
+        """The same for tokens of any kind, and for several at once."""
+        taken = list(islice(pieces, so_far - told.tokens))
         event = self._reply.events(told, taken)
         self._tokens += len(taken)
         if event:
-            self._truth.scheduled_at.append(token.due_at)
-            self._note(token.due_at, self._call.write_now(event), 1)
+            self._truth.scheduled_at.append(due_at)
+            self._note(due_at, self._call.write_now(event), 1)
 
     async def _write_waiting(self, due_at: float, *, last: bool) -> None:
         count = self._writes_waiting
@@ -320,6 +351,10 @@ async def send_body(
         raise BrokenOffError
     truth.scheduled_at.append(due_at)
     truth.written_at.append(await call.reply(body))
+
+
+def _ignore(_due_at: float, _written_at: float) -> None:
+    pass
 
 
 def _error_event(kind: Fault | Quirk) -> bytes:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from operator import sub
 
 from reference_server.errors import RefusedError
 
@@ -79,6 +80,7 @@ class OpenTruth:
         "fault",
         "held_back",
         "id",
+        "lateness_s",
         "read_at",
         "scheduled_at",
         "streamed",
@@ -95,12 +97,12 @@ class OpenTruth:
         self.held_back = 0
         self.tokens: int | None = None  # None: one a write
         self.fault: str | None = None
+        self.lateness_s: list[float] = []  # once it is closed: of each write, in ascending order
 
     def close(self, outcome: TruthOutcome) -> TruthRecord:
         """The record of this request, once nothing more will be written."""
         written, scheduled = self.written_at, self.scheduled_at
-        lateness = [actual - due for actual, due in zip(written, scheduled, strict=False)]
-        ordered = sorted(lateness)
+        self.lateness_s = ordered = sorted(map(sub, written, scheduled))
         count = len(ordered)
         return TruthRecord(
             id=self.id,
@@ -111,7 +113,7 @@ class OpenTruth:
             last_token_at=written[-1] if count else None,
             first_scheduled_at=scheduled[0] if count else None,
             last_scheduled_at=scheduled[count - 1] if count else None,
-            first_lateness_s=lateness[0] if count else None,
+            first_lateness_s=written[0] - scheduled[0] if count else None,
             lateness_max_s=ordered[-1] if count else None,
             lateness_p99_s=ordered[math.ceil(0.99 * count) - 1] if count else None,
             tokens=count if self.tokens is None or not count else self.tokens,

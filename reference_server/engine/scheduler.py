@@ -179,7 +179,7 @@ class Engine:
         """Do one step; not when idle. What is submitted meanwhile takes part in the next one."""
         plan = self._plan()
         running, kv_usage_ratio = self.running, self.kv_usage_ratio
-        tokens = [self._emitted(run) for run in self._running.values() if run.decodes]
+        tokens = self._emitted()
         done = self._carry_out(plan)
         tokens += [_first(run) for run in done.started]
         return Step(
@@ -440,11 +440,22 @@ class Engine:
         line = self.config.cost.line(decodes, prompts, self.config.drafts)
         return round(line.base_s * FS), round(line.per_kv_token_s * FS)
 
-    def _emitted(self, run: Run) -> Emitted:
-        """What a decoding run gets out of the next step."""
-        made, at = self._batch.made, self._at
-        tokens = made(run, at + 1) - made(run, at)
-        return Emitted(run.sequence.id, tokens, at + 1 == run.last_step, run.answer)
+    def _emitted(self) -> list[Emitted]:
+        """What those that decode get out of the next step."""
+        runs = [run for run in self._running.values() if run.first_step >= 0]
+        begin, end = self._at, self._at + 1
+        if not self.config.drafts:  # a server in real time does this for every token
+            return [Emitted(run.sequence.id, 1, end == run.last_step, run.answer) for run in runs]
+        made = self._batch.made
+        return [
+            Emitted(
+                run.sequence.id,
+                made(run, end) - made(run, begin),
+                end == run.last_step,
+                run.answer,
+            )
+            for run in runs
+        ]
 
 
 def _first(run: Run) -> Emitted:

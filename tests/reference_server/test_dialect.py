@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reference_server.dialect import Cached, Reply, Told, error_body
+from reference_server.dialect import Cached, Reply, Told, error_body, quoted_bytes
 from reference_server.errors import RefusedError
 from reference_server.quirks import Quirk
 from reference_server.script import Kind, Piece, Script, Speech, write_script
@@ -195,6 +195,31 @@ def test_cached_tokens_are_told_as_vllm_tells_them(title: str, chat: bool, cache
     here, there = events(rendered.decode())[last], events(body)[last]
 
     assert here["usage"]["prompt_tokens_details"] == there["usage"]["prompt_tokens_details"]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("text", [" word", '"*"', "\n\u2028é", "\ud800"])
+def test_most_events_differ_in_their_text_alone(text: str, chat: bool) -> None:
+    """What stands around it is the same for all, so that a token's event is not made anew."""
+    script = Script(pieces=iter(()), length=9, reasoning_tokens=0, finish_reason="length")
+    reply = Reply(chat=chat, id='x"*"', model='"*"', created=1, prompts=(1,), usage=True)
+    around = reply.around_text()
+    assert around is not None
+    told = Told(0, script, tokens=4)
+
+    event = reply.events(told, [Piece(Kind.TEXT, text, text)])
+    assert around[0] + quoted_bytes(text) + around[1] == event
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"running_usage": True}, {"logprobs": 0}, {"prompt_ids": [[1]]}, {"quirks": {Quirk.COMMENTS}}],
+)
+def test_some_events_differ_in_more(more: dict[str, Any]) -> None:
+    """Counts, ids and the like; these are made one by one."""
+    reply = Reply(chat=True, id="x", model="m", created=1, prompts=(1,), usage=True, **more)
+
+    assert reply.around_text() is None
 
 
 def test_half_a_surrogate_pair_does_not_break_the_server() -> None:
