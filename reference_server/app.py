@@ -48,6 +48,14 @@ from reference_server.engine.routing import Routing
 from reference_server.errors import RefusedError, SettingsError
 from reference_server.fields import bad, flag, missing, read_fields
 from reference_server.inject import REFUSALS, Fault, Mishap, Plan, read_mishap, read_plan
+from reference_server.messages import (
+    COUNT_TOKENS_PATH,
+    MESSAGES_PATH,
+    MessagesReply,
+    count_body,
+    counted_prompt,
+    messages_error_body,
+)
 from reference_server.metrics import CONTENT_TYPE, Metrics
 from reference_server.prompt import chat_prompt, one_prompt
 from reference_server.quirks import Quirk
@@ -65,7 +73,12 @@ _OPEN_WHILE_STARTING = {"/truth", "/faults"}  # ours, not the server's that is s
 _LOGIN_PAGE = b"<!doctype html><title>Log in</title><h1>Please log in</h1>\n"
 _GATEWAY_PAGE = b"<!doctype html><title>Error</title><h1>Internal server error</h1>\n"
 _NO_WORDS = Script(pieces=iter(()), length=1, reasoning_tokens=0, finish_reason="stop")
-_ID_PREFIXES = {Api.CHAT: "chatcmpl-", Api.COMPLETIONS: "cmpl-", Api.RESPONSES: "resp_"}
+_ID_PREFIXES = {
+    Api.CHAT: "chatcmpl-",
+    Api.COMPLETIONS: "cmpl-",
+    Api.RESPONSES: "resp_",
+    Api.MESSAGES: "chatcmpl-",  # as vLLM has it, which makes a chat of it
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +159,8 @@ class Simulator:
             CHAT_PATH: {"POST": self._complete},
             COMPLETIONS_PATH: {"POST": self._complete},
             RESPONSES_PATH: {"POST": self._complete},
+            MESSAGES_PATH: {"POST": self._complete},
+            COUNT_TOKENS_PATH: {"POST": self._count_tokens},
             EMBEDDINGS_PATH: {"POST": self._embed},
             "/v1/models": {"GET": self._models},
             "/tokenize": {"POST": self._tokenize},
@@ -176,7 +191,9 @@ class Simulator:
         except RefusedError as error:
             wait_s = error.retry_after_s
             after = [] if wait_s is None else [(b"retry-after", b"%d" % math.ceil(wait_s))]
-            await call.reply(error_body(error), status=error.status, headers=after)
+            ours = call.path in {MESSAGES_PATH, COUNT_TOKENS_PATH}
+            body = messages_error_body(error) if ours else error_body(error)
+            await call.reply(body, status=error.status, headers=after)
         except AbandonedError:
             await call.hang_up()
         except BrokenOffError:
@@ -203,7 +220,7 @@ class Simulator:
         return scheme.lower() == "bearer" and same
 
     async def _complete(self, call: Call) -> None:
-        """Answer a chat, a plain completion or a response, streamed or not."""
+        """Answer a chat, a plain completion, a response or a message, streamed or not."""
         body, read_at = await call.read()
         content_type = call.headers.get("content-type", "")
         asks = read_asks(call.path, content_type, body, self._limits)
@@ -353,7 +370,7 @@ class Simulator:
         request_id: str,
         quirks: frozenset[Quirk],
         answers: Sequence[Answer],
-    ) -> Reply | ResponsesReply:
+    ) -> Reply | ResponsesReply | MessagesReply:
         """In which words it is answered; ``answers`` are the engine's side of it."""
         ask = asks[0]
         reply_id, created = _ID_PREFIXES[ask.api] + request_id, int(time.time())
@@ -371,6 +388,15 @@ class Simulator:
                 quirks=quirks,
             )
         tells = self.settings.prompt_tokens_details
+        cached = partial(self._cached, teller) if tells else lambda: None
+        if ask.api is Api.MESSAGES:
+            return MessagesReply(
+                id=reply_id,
+                model=self.settings.model,
+                prompt_tokens=ask.prompt_tokens,
+                cached=cached,
+                quirks=quirks,
+            )
         return Reply(
             chat=ask.chat,
             id=reply_id,
@@ -384,7 +410,7 @@ class Simulator:
             if ask.token_ids
             else None,
             logprobs=ask.logprobs,
-            cached=partial(self._cached, teller) if tells else lambda: None,
+            cached=cached,
             quirks=quirks,
         )
 
@@ -441,6 +467,12 @@ class Simulator:
             "token_strs": token_strings(given) if strings and isinstance(given, str) else None,
         }
         await call.reply(utf8(compact(counted)))
+
+    async def _count_tokens(self, call: Call) -> None:
+        body, _ = await call.read()
+        fields = read_fields(call.headers.get("content-type", ""), body)
+        check_model(fields, self._limits)
+        await call.reply(count_body(counted_prompt(fields).tokens))
 
     async def _detokenize(self, call: Call) -> None:
         body, _ = await call.read()

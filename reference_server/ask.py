@@ -14,6 +14,7 @@ from typing import Any
 
 from reference_server.errors import RefusedError
 from reference_server.fields import Fields, bad, flag, mapping, missing, read_fields, whole_number
+from reference_server.messages import MESSAGES_PATH, messages_as_chat
 from reference_server.prompt import Prompt, chat_prompt, plain_prompts, text_of
 from reference_server.script import Function
 
@@ -30,12 +31,14 @@ class Api(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     RESPONSES = "responses"
+    MESSAGES = "messages"
 
 
 API_OF_PATH = {
     CHAT_PATH: Api.CHAT,
     COMPLETIONS_PATH: Api.COMPLETIONS,
     RESPONSES_PATH: Api.RESPONSES,
+    MESSAGES_PATH: Api.MESSAGES,
 }
 
 
@@ -61,7 +64,6 @@ class Ask:
     """One answer that is asked for, as the server understood it.
 
     Attributes:
-        chat: a chat completion; else a plain one, or a response.
         model: the name as the client gave it; None where it gave none.
         usage: an event with usage closes the stream.
         running_usage: every event carries the usage so far.
@@ -114,7 +116,7 @@ def read_asks(path: str, content_type: str, body: bytes, limits: Limits) -> list
     """Read and check the body of a request for answers.
 
     Args:
-        path: ``CHAT_PATH``, ``COMPLETIONS_PATH`` or ``RESPONSES_PATH``.
+        path: one of `API_OF_PATH`.
         content_type: the header as sent, empty where there was none.
         body: the whole body.
         limits: what is allowed.
@@ -131,6 +133,8 @@ def read_asks(path: str, content_type: str, body: bytes, limits: Limits) -> list
     model = check_model(fields, limits)
     if api is Api.RESPONSES:
         fields = _as_chat(fields)
+    elif api is Api.MESSAGES:
+        fields = messages_as_chat(fields)
     prompts = plain_prompts(fields) if api is Api.COMPLETIONS else [chat_prompt(fields)]
     seed = whole_number(fields, "seed") or 0
     asks = []
@@ -351,7 +355,8 @@ def _as_message(item: dict[str, Any]) -> dict[str, Any]:
 def _answer_length(fields: Fields, prompt_tokens: int, limits: Limits) -> tuple[int | None, int]:
     """Length as asked for (None: not at all) and as it will be, checked against the context."""
     newer = whole_number(fields, "max_completion_tokens")
-    asked = newer if newer is not None else whole_number(fields, "max_tokens")
+    name = "max_tokens" if newer is None else "max_completion_tokens"
+    asked = whole_number(fields, name)
     if asked is not None and asked < 1:
         raise bad(f"max_tokens must be at least 1, got {asked}.", "max_tokens")
     context = limits.max_model_len
@@ -359,22 +364,23 @@ def _answer_length(fields: Fields, prompt_tokens: int, limits: Limits) -> tuple[
         return asked, asked or limits.default_tokens
     if asked is not None and asked > context:
         raise bad(
-            f"max_tokens={asked} cannot be greater than max_model_len={context}. "
-            "Please request fewer output tokens.",
-            "max_tokens",
+            f"{name}={asked} cannot be greater than max_model_len={context}. Please request "
+            f"fewer output tokens. (parameter={name}, value={asked})",
+            name,
         )
     room = context - prompt_tokens
-    if room < (asked or 1):
-        raise too_long(prompt_tokens, context, asked)
-    return asked, asked or min(limits.default_tokens, room)
+    if room < 1:
+        raise too_long(prompt_tokens, context)
+    # As vLLM's `get_max_tokens`: one that is too long gets what there is room for.
+    return asked, min(asked or limits.default_tokens, room)
 
 
-def too_long(prompt_tokens: int, context: int, asked: int | None = None) -> RefusedError:
-    """The prompt, with the answer asked for, does not fit into the context."""
-    also = f" and you requested {asked} output tokens" if asked else ""
+def too_long(prompt_tokens: int, context: int) -> RefusedError:
+    """The prompt leaves no room in the context."""
     return bad(
         f"This model's maximum context length is {context} tokens. However, your prompt "
-        f"contains {prompt_tokens} input tokens{also}. Please reduce the length of the prompt "
-        "or the number of output tokens requested.",
+        f"contains {prompt_tokens} input tokens, which exceeds this limit even without any output "
+        "tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
+        f"value={prompt_tokens})",
         "input_tokens",
     )

@@ -100,7 +100,7 @@ def chat_prompt(fields: Fields) -> Prompt:
         raise missing("Input should be a valid list", "messages")
     if not messages:
         raise bad(
-            "Cannot apply chat template to an empty conversation; messages must hold at least one.",
+            "Cannot apply chat template to an empty conversation. Provide at least one message.",
             "messages",
         )
     content = tuple(

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reference_server.ask import (
+    API_OF_PATH,
     CHAT_PATH,
     COMPLETIONS_PATH,
-    RESPONSES_PATH,
     Ask,
     Limits,
     read_ask,
@@ -79,9 +79,10 @@ def test_the_parts_of_a_message_count_together() -> None:
     assert ask(messages=[{"role": "user", "content": parts}]).prompt_tokens == 10
 
 
-def test_an_answer_without_a_length_fits_into_what_the_context_leaves() -> None:
-    """90 tokens of prompt leave 10 of 100."""
+def test_an_answer_fits_into_what_the_context_leaves() -> None:
+    """90 tokens of prompt leave 10 of 100; one that is too long gets what there is room for."""
     assert ask(COMPLETIONS_PATH, prompt=[1] * 90).max_tokens == 10
+    assert ask(COMPLETIONS_PATH, prompt=[1] * 90, max_tokens=11).max_tokens == 10
 
 
 def test_unknown_fields_pass() -> None:
@@ -106,9 +107,9 @@ def test_unknown_fields_pass() -> None:
             "max_tokens",
         ),
         (
-            {"max_tokens": 91},
+            {"messages": [{"role": "user", "content": "a " * 93}]},
             400,
-            "This model's maximum context length is 100 tokens. However, your prompt contains 10",
+            "This model's maximum context length is 100 tokens. However, your prompt contains 100",
             "input_tokens",
         ),
         ({"messages": []}, 400, "Cannot apply chat template to an empty", "messages"),
@@ -203,12 +204,16 @@ def test_a_server_of_one_answer_takes_one_prompt() -> None:
         ask(COMPLETIONS_PATH, prompt=["one", "two"])
 
 
+_KEYS = (
+    *("role", "content", "type", "text", "function", "name", "parameters", "input"),
+    *("budget_tokens", "effort"),
+)
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "function", "name", "parameters"]),
+            st.sampled_from(_KEYS),
             inner,
             max_size=4,
         )
@@ -220,12 +225,12 @@ _FIELDS = (
     *("top_logprobs", "max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"),
     *("seed", "tools", "tool_choice", "reasoning", "reasoning_effort", "chat_template_kwargs"),
     *("include_reasoning", "instructions", "stream_interval", "return_token_ids", "ignore_eos"),
-    *("dimensions", "encoding_format"),
+    *("dimensions", "encoding_format", "system", "stop_sequences", "thinking", "output_config"),
 )
 
 
 @given(
-    st.sampled_from([CHAT_PATH, COMPLETIONS_PATH, RESPONSES_PATH]),
+    st.sampled_from(sorted(API_OF_PATH)),
     st.dictionaries(st.sampled_from(_FIELDS), _JSON, max_size=8),
     st.booleans(),
 )
@@ -235,6 +240,7 @@ def test_whatever_a_client_sends_is_understood_or_refused(
     """No value of any field, in any API, is a fault of the server's."""
     if valid:  # so that what follows the prompt is reached
         fields |= {"messages": MESSAGES, "prompt": "one", "input": "one", "model": "tiny"}
+        fields |= {"max_tokens": 5}
     body = json.dumps(fields).encode()
     try:
         asked = read_ask(path, "application/json", body, dataclasses.replace(LIMITS, max_choices=4))
