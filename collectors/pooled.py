@@ -9,6 +9,7 @@ tells the value. Where they are few, they are sorted.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,8 +108,7 @@ class PooledSample:
         sums, squares, shift = np.empty(len(served)), 0.0, np.nan
         for own, gaps in served.portions():
             shift = float(gaps[0]) if np.isnan(shift) else shift
-            began = np.cumsum(served.counts[own]) - served.counts[own]
-            sums[own] = np.add.reduceat(gaps, began, dtype=np.float64)
+            sums[own] = _sums(gaps, served.counts[own], np.float64)
             squares += float(np.square(gaps - shift, dtype=np.float64).sum())
         # About a value of the sample, so that equal gaps vary by nothing at all.
         off = float(sums.sum()) / served.total - shift
@@ -146,13 +146,19 @@ class PooledSample:
         return self._extra + self._count(value, at_it=True)
 
     def _count(self, value: float, *, at_it: bool) -> Counts:
-        counts = np.empty(len(self._gaps), np.int64)
-        for own, gaps in self._gaps.portions():
+        """Gaps of each request above ``value``, or at it."""
+        counts = np.zeros(len(self._gaps), np.int64)
+        has_any = np.flatnonzero(self._gaps.counts)
+        kept = self._gaps[has_any]
+        for own, gaps in kept.portions():
             marks = gaps >= value if at_it else gaps > value
-            upto = np.concatenate(([0], np.cumsum(marks)))
-            ends = np.cumsum(self._gaps.counts[own])
-            counts[own] = upto[ends] - upto[ends - self._gaps.counts[own]]
+            counts[has_any[own]] = _sums(marks.view(np.uint8), kept.counts[own], np.int32)
         return counts
+
+
+def _sums(values: npt.NDArray[Any], sizes: Counts, kind: npt.DTypeLike) -> npt.NDArray[Any]:
+    """The sum of each request's values, which lie one request's after another's; none is empty."""
+    return np.add.reduceat(values, np.cumsum(sizes) - sizes, dtype=kind)
 
 
 def _ordered(counted: _Counted, others: Seconds) -> Ordered:
@@ -239,5 +245,6 @@ def _bucket_counts(keys: Keys) -> Counts:
 
 
 def _value_counts(keys: Keys, bucket: int) -> Counts:
-    own = keys[keys >> _LOW == bucket]
-    return np.bincount(own & (2**_LOW - 1), minlength=2**_LOW)
+    low = keys - np.uint32(bucket << _LOW)  # below the bucket it wraps round to far above it
+    own = low.take(np.flatnonzero(low < 2**_LOW))  # a third of the time that low[low < ...] takes
+    return np.bincount(own, minlength=2**_LOW)

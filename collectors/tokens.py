@@ -23,57 +23,64 @@ def tokens_in_bins(table: RequestTable, edges: Floats) -> Floats | None:
         edges: of the bins, in seconds since the run began, one more than there are bins; the last
             bin holds its end too.
     """
-    if not (table.output_tokens > 0).any():
+    told = table.output_tokens > 0
+    if not told.any():
         return None
     edges = np.append(edges[:-1], np.nextafter(edges[-1], np.inf))
-    counts = np.zeros(len(edges) - 1)
-    for own, gaps in table.gaps.portions():
-        counts += _in_bins(_Events(table.select(own), gaps), edges)
+    began_at_s, ended_at_s = _spans(table)
+    first, last = (edges.searchsorted(at_s, "right") - 1 for at_s in (began_at_s, ended_at_s))
+    at_once = told & (first == last) & (first >= 0) & (first < len(edges) - 1)
+    counts = _sums(first[at_once], table.output_tokens[at_once], len(edges) - 1)
+    # Only of answers that reach over an edge it matters when their tokens came.
+    over = np.flatnonzero(told & (first < last) & ~np.isnan(ended_at_s))
+    for own, gaps in table.gaps[over].portions():
+        counts += _in_bins(_Events(table.select(over[own]), gaps), edges)
     return counts
 
 
+def _spans(requests: RequestTable) -> tuple[Floats, Floats]:
+    """When the first and the last output event came; NaN where not known."""
+    end = felt_end_at_s(requests)
+    end = np.where(np.isnan(end), requests.ended_at_s, end)
+    first = requests.first_token_at_s
+    return np.where(np.isnan(first), end, first), end
+
+
 class _Events:
-    """The output events of some requests, of which those before an instant can be counted."""
+    """The output events of requests that took time; those before an instant can be counted."""
 
     def __init__(self, requests: RequestTable, gaps: Seconds) -> None:
-        end = felt_end_at_s(requests)
-        end = np.where(np.isnan(end), requests.ended_at_s, end)
-        first = requests.first_token_at_s
-        self.began_at_s = np.where(np.isnan(first), end, first)
-        self._has_gaps = requests.gaps.counts > 0
+        self.began_at_s, self.ended_at_s = _spans(requests)
+        counts = requests.gaps.counts
+        self._has_gaps = counts > 0
         self._clock = np.concatenate(([0.0], np.cumsum(gaps, dtype=np.float64)))
-        upto = np.cumsum(requests.gaps.counts)
-        self._first = upto - requests.gaps.counts  # of each request's events on the clock
-        taken_s = self._clock[upto] - self._clock[self._first]
-        self.taken_s = np.where(self._has_gaps, taken_s, end - self.began_at_s)
-        events = np.fmax(requests.output_events, 1).astype(np.int64)
-        self._number: Integers = np.where(self._has_gaps, requests.gaps.counts + 1, events)
-        told = (requests.output_tokens > 0) & ~np.isnan(self.taken_s)
-        self.tokens_each = np.where(told, requests.output_tokens / self._number, 0.0)
+        self._first = np.cumsum(counts) - counts  # of each request's events on the clock
+        number = np.where(self._has_gaps, counts + 1, np.fmax(requests.output_events, 1))
+        self._number: Integers = number.astype(np.int64)
+        self.tokens_each = requests.output_tokens / self._number
 
     def before(self, at_s: Floats, which: Integers) -> Integers:
         """How many events of each request ``which`` came before the instant beside it."""
         after_s = at_s - self.began_at_s[which]
         on_clock = self._clock.searchsorted(self._clock[self._first[which]] + after_s)
-        step_s = self.taken_s[which] / np.maximum(1, self._number[which] - 1)
-        with np.errstate(divide="ignore", invalid="ignore"):  # all at once, or one alone
-            steps = np.where(step_s > 0, np.ceil(after_s / step_s), np.inf)
-        spaced = np.where(after_s > 0, steps, 0.0)
+        took_s = (self.ended_at_s - self.began_at_s)[which]
+        spaced = np.ceil(after_s / took_s * (self._number[which] - 1))
+        spaced = np.where(after_s > 0, np.maximum(spaced, 1), 0)
         found = np.where(self._has_gaps[which], on_clock - self._first[which], spaced)
         return np.clip(found, 0, self._number[which]).astype(np.int64)
 
 
 def _in_bins(events: _Events, edges: Floats) -> Floats:
     """Tokens in each bin: for every request, those of the bins that it reaches into."""
-    which = np.flatnonzero(events.tokens_each)
-    began_at_s = events.began_at_s[which]
-    # A bin more, as the clock and the sum of its ticks differ in the last digit.
-    ended_at_s = np.nextafter(began_at_s + events.taken_s[which], np.inf)
-    first = np.maximum(edges.searchsorted(began_at_s, "right") - 1, 0)
-    last = np.minimum(edges.searchsorted(ended_at_s, "right") - 1, len(edges) - 2)
+    first = np.maximum(edges.searchsorted(events.began_at_s, "right") - 1, 0)
+    last = np.minimum(edges.searchsorted(events.ended_at_s, "right") - 1, len(edges) - 2)
     bins = np.maximum(last - first + 1, 0)
-    which, number = np.repeat(which, bins), np.arange(bins.sum())
-    bin_ = np.repeat(first - (np.cumsum(bins) - bins), bins) + number
+    which = np.repeat(np.arange(len(bins)), bins)
+    bin_ = np.repeat(first - (np.cumsum(bins) - bins), bins) + np.arange(len(which))
     came = events.before(edges[bin_ + 1], which) - events.before(edges[bin_], which)
-    tokens = events.tokens_each[which] * came
-    return np.bincount(bin_, weights=tokens, minlength=len(edges) - 1).astype(np.float64)
+    return _sums(bin_, events.tokens_each[which] * came, len(edges) - 1)
+
+
+def _sums(bins: Integers, tokens: Floats, number: int) -> Floats:
+    """The tokens of each of so many bins."""
+    return np.bincount(bins, tokens, number).astype(np.float64)  # of nothing it makes integers
