@@ -25,7 +25,13 @@ _OUTCOMES = {
 
 
 def record_run(
-    store: Store, run: Run, served: Iterable[Served], told: Callable[[int], None], *, caching: bool
+    store: Store,
+    run: Run,
+    served: Iterable[Served],
+    told: Callable[[int], None],
+    *,
+    caching: bool,
+    answers_kept: bool = False,
 ) -> int:
     """Keep a run and its requests as they end; the number of requests.
 
@@ -35,13 +41,16 @@ def record_run(
         served: its requests, in the order they end.
         told: called with the number of requests so far, now and then.
         caching: whether a prompt's cached tokens are known.
+        answers_kept: whether a cache of answers stands in front.
     """
     store.create_run(run)
     requests, last_due_s, ended_s = iter(served), 0.0, 0.0
     count, batches, status = 0, 0, RunStatus.INTERRUPTED
     try:
         while batch := list(islice(requests, _BATCH)):
-            records = [record_of(each, run, caching=caching) for each in batch]
+            records = [
+                record_of(each, run, caching=caching, answers_kept=answers_kept) for each in batch
+            ]
             ended_s = batch[-1].done_fs / FS
             last_due_s = max(last_due_s, *(record.due_at_s for record in records))
             store.add_batch(
@@ -70,12 +79,18 @@ def record_run(
     return count
 
 
-def record_of(served: Served, run: Run, *, caching: bool) -> RequestRecord:
-    """What a client would have recorded of a request, had its clock and its network no error."""
+def record_of(
+    served: Served, run: Run, *, caching: bool, answers_kept: bool = False
+) -> RequestRecord:
+    """What a client would have recorded of a request, had its clock and its network no error.
+
+    An answer that was kept comes as one event.
+    """
     sequence = served.sequence
     due_at_s, ended_at_s = served.arrived_fs / FS, served.done_fs / FS
     first_at_s = served.first_fs / FS if 0 <= served.first_fs <= served.done_fs else None
     whole = served.fate in {Fate.FINISHED, Fate.CACHED}
+    kept = served.fate is Fate.CACHED
     gaps = _gaps(served)
     last_at_s = ended_at_s if whole else None
     if not whole and gaps is not None and first_at_s is not None:
@@ -99,10 +114,11 @@ def record_of(served: Served, run: Run, *, caching: bool) -> RequestRecord:
         done_at_s=None if served.fate is Fate.LEFT else ended_at_s,
         ended_at_s=ended_at_s,
         input_tokens=sequence.prompt_tokens if whole else None,
-        cached_input_tokens=served.cached_tokens if whole and caching else None,
+        cached_input_tokens=served.cached_tokens if whole and caching and not kept else None,
+        cache_status=("hit" if kept else "miss") if whole and answers_kept else None,
         output_tokens=served.tokens if whole else None,
         token_source=TokenSource.USAGE if whole else None,
-        first_event_tokens=1 if whole else None,
+        first_event_tokens=(served.tokens if kept else 1) if whole else None,
         asked_output_tokens=sequence.output_tokens,
         output_events=OutputEvents(answer=_events(served)),
         finish_reasons=("length",) if whole else (),
@@ -112,6 +128,8 @@ def record_of(served: Served, run: Run, *, caching: bool) -> RequestRecord:
 
 def _events(served: Served) -> int:
     """Events with tokens: one a step that yielded some, if its instants were kept."""
+    if served.fate is Fate.CACHED:
+        return 1
     return len(served.instants[0]) if served.instants else served.tokens
 
 

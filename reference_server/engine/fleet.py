@@ -10,6 +10,7 @@ were known, what comes from outside last.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 from itertools import count
@@ -89,6 +90,7 @@ class Fleet:
             Replica(config, number, instants=instants, singly=singly) for number in range(replicas)
         ]
         self.responses = ResponseCache(responses) if responses else None
+        self._instants = instants
         self._router = router_of(routing)
         self._in_flight = [0] * replicas
         self._events: list[tuple[int, int, _Waking | _Leaving | _Entering | Served]] = []
@@ -174,6 +176,8 @@ class Fleet:
             return
         served.fate, served.tokens = Fate.CACHED, tokens
         served.first_fs = served.done_fs = at_fs + round(self.responses.config.hit_s * FS)
+        if self._instants:
+            served.instants = [array("d", [served.done_fs / FS])]
         self._expect(served.done_fs, served)
 
     def _enter(self, served: Served, at_fs: int) -> None:

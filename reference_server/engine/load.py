@@ -4,6 +4,9 @@
   or with gamma-distributed gaps of a given burstiness (1 is a Poisson process, less is burstier;
   the shape parameter, as in vLLM's own benchmark).
 - **Closed loop**: so many users; each asks, waits for the answer, thinks, and asks again.
+
+Every request asks something else, or one of so many questions, which are then asked again and
+again: in the same words, or in others that are like them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import NamedTuple
 
 from reference_server.engine.fleet import Arrival, Fleet
 from reference_server.engine.replica import Served
+from reference_server.engine.responses import Prompt
 from reference_server.engine.sequence import FS, Sequence, Span
 from reference_server.errors import SettingsError
 
@@ -52,6 +56,15 @@ class Lengths(NamedTuple):
 
 
 _INPUT, _OUTPUT = Lengths(500, 500), Lengths(200, 200)
+MOST_BITS_REWORDED = 6
+"""Of 64 bits of its sketch so many at most differ where a question is asked in other words."""
+
+
+class Asked(NamedTuple):
+    """A request, and what a cache of answers knows its prompt by."""
+
+    sequence: Sequence
+    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +76,10 @@ class Load:
         output_tokens: of each answer.
         shared_tokens: with which every prompt begins.
         shared_prompts: so many different such beginnings.
+        distinct_prompts: so many different questions, all asked equally often; None: no request
+            asks what another one does.
+        reworded_ratio: share of the requests that ask one of these in other words: a prompt of its
+            own, whose sketch differs from the question's in 1 to `MOST_BITS_REWORDED` bits.
         patience_s: a request is given up after so long; None: never.
         seed: all draws follow from it.
     """
@@ -71,6 +88,8 @@ class Load:
     output_tokens: Lengths = _OUTPUT
     shared_tokens: int = 0
     shared_prompts: int = 1
+    distinct_prompts: int | None = None
+    reworded_ratio: float = 0.0
     patience_s: float | None = None
     seed: int = 0
 
@@ -79,23 +98,41 @@ class Load:
         """The longest request that can come, to see whether it fits."""
         return Sequence(0, self.shared_tokens + self.input_tokens.high, self.output_tokens.high)
 
-    def sequences(self) -> Iterator[Sequence]:
+    def requests(self) -> Iterator[Asked]:
         """Requests without end, numbered from 0."""
         rng = random.Random(self.seed)
+        questions = self.distinct_prompts
         for number in count():
-            own = self.input_tokens.draw(rng)
-            spans: tuple[Span, ...] = (Span(number, own),)
-            if self.shared_tokens:
-                shared = Span(-1 - rng.randrange(self.shared_prompts), self.shared_tokens)
-                spans = (shared, *spans)
-            output = self.output_tokens.draw(rng)
-            prompt = self.shared_tokens + own
-            yield Sequence(number, prompt, output, spans=spans, seed=number)
+            if questions is None:
+                sequence = self._sequence(number, rng, number)
+                yield Asked(sequence, Prompt(hash(sequence.spans)))
+                continue
+            question = rng.randrange(questions)
+            draw = random.Random(hash((self.seed, question)))  # all that a question is
+            text, flipped = question, 0
+            if rng.random() < self.reworded_ratio:
+                text = questions + number
+                bits = rng.sample(range(64), rng.randint(1, MOST_BITS_REWORDED))
+                flipped = sum(1 << bit for bit in bits)
+            sequence = self._sequence(number, draw, text)
+            sketch = draw.getrandbits(64) ^ flipped
+            yield Asked(sequence, Prompt(hash(sequence.spans), sketch))
 
-    def arrival(self, at_s: float, sequence: Sequence) -> Arrival:
+    def _sequence(self, number: int, draw: random.Random, text: int) -> Sequence:
+        """A request whose own tokens follow from ``text``, and whose lengths are drawn."""
+        own = self.input_tokens.draw(draw)
+        spans: tuple[Span, ...] = (Span(text, own),)
+        if self.shared_tokens:
+            shared = Span(-1 - draw.randrange(self.shared_prompts), self.shared_tokens)
+            spans = (shared, *spans)
+        output = self.output_tokens.draw(draw)
+        prompt = self.shared_tokens + own
+        return Sequence(number, prompt, output, spans=spans, seed=number)
+
+    def arrival(self, at_s: float, asked: Asked) -> Arrival:
         """A request at an instant, with what patience there is."""
         leaves_at_s = None if self.patience_s is None else at_s + self.patience_s
-        return Arrival(at_s, sequence, leaves_at_s)
+        return Arrival(at_s, asked.sequence, leaves_at_s, asked.prompt)
 
 
 def instants(rate: float, burstiness: float, seed: int) -> Iterator[float]:
@@ -121,10 +158,10 @@ def open_loop(
     """Requests at those instants, until there are so many or it has taken so long."""
     limit = math.inf if duration_s is None else duration_s
     timely = takewhile(lambda at: at < limit, at_s)
-    for number, (at, sequence) in enumerate(zip(timely, load.sequences(), strict=False)):
+    for number, (at, asked) in enumerate(zip(timely, load.requests(), strict=False)):
         if number == requests:
             return
-        yield load.arrival(at, sequence)
+        yield load.arrival(at, asked)
 
 
 def closed_loop(
@@ -151,7 +188,7 @@ def closed_loop(
     Yields:
         Each request when it has ended, in that order.
     """
-    sequences = load.sequences()
+    to_ask = load.requests()
     due = [(ramp_s * user / users, user) for user in range(users)]  # a heap of who asks next
     asked_by: dict[str | int, int] = {}
     limit = math.inf if duration_s is None else duration_s
@@ -165,7 +202,7 @@ def closed_loop(
         elif at_s is None:
             return
         else:
-            sequence = next(sequences)
-            asked_by[sequence.id] = heappop(due)[1]
+            asked = next(to_ask)
+            asked_by[asked.sequence.id] = heappop(due)[1]
             left -= 1
-            fleet.submit(load.arrival(at_s, sequence))
+            fleet.submit(load.arrival(at_s, asked))

@@ -43,8 +43,8 @@ class Served:
         tokens: made until then, of all answers together, those of a step under way included.
         cached_tokens: of its prompt, found in the prefix cache.
         preemptions: how often it lost its place.
-        instants: for each answer the ends of the steps that yielded tokens, in seconds; empty
-            unless asked for.
+        instants: for each answer the ends of the steps that yielded tokens, in seconds; of one that
+            was kept when it came, whole. Empty unless asked for.
         left: answers that are not complete.
     """
 

@@ -15,6 +15,8 @@ import numpy as np
 
 from reference_server.errors import SettingsError
 
+NEAR_DUPLICATE_BITS = 3
+"""Bits in which the sketches of near-duplicates differ at most (Manku et al. 2007)."""
 _MASK = (1 << 64) - 1
 
 
@@ -44,6 +46,22 @@ class ResponseCacheConfig:
             )
         if self.lookup_s < 0 or self.hit_s < 0:
             raise SettingsError("Neither looking up an answer nor sending it takes less than 0 s.")
+
+    @classmethod
+    def read(cls, text: str, entries: int, lookup_s: float) -> ResponseCacheConfig:
+        """From ``exact``, ``similar`` or ``similar:BITS``.
+
+        Raises:
+            SettingsError: it is none of them.
+        """
+        kind, _, bits = text.partition(":")
+        distance = {"exact": "", "similar": bits or str(NEAR_DUPLICATE_BITS)}.get(kind)
+        if distance is None or (bits and kind == "exact") or not (distance + "0").isdecimal():
+            raise SettingsError(
+                "A response cache is exact, similar or similar:BITS (of the 64 bits of a prompt's "
+                f"sketch so many may differ), got {text!r}."
+            )
+        return cls(entries=entries, distance=int(distance) if distance else None, lookup_s=lookup_s)
 
 
 class Prompt(NamedTuple):

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from reference_server.engine.load import MOST_BITS_REWORDED
+from reference_server.engine.responses import NEAR_DUPLICATE_BITS, ResponseCacheConfig
 from reference_server.engine.routing import Routing
 from streamgauge.commands._engine import (
     COST_SETTINGS,
@@ -18,8 +20,17 @@ from streamgauge.commands._engine import (
     engine_of,
 )
 from streamgauge.commands._options import db_option
-from streamgauge.commands._settings import COUNT, Duration, Setting, chosen, given, options_of
+from streamgauge.commands._settings import (
+    COUNT,
+    SHARE,
+    Duration,
+    Setting,
+    chosen,
+    given,
+    options_of,
+)
 
+_RESPONSES = ResponseCacheConfig()
 _POSITIVE = click.FloatRange(0, min_open=True)
 _ARRIVALS = {"constant": math.inf, "poisson": 1.0, "gamma": None}  # their burstiness
 _LOAD_SETTINGS = (
@@ -38,6 +49,12 @@ _LOAD_SETTINGS = (
     Setting("--shared-tokens", "shared_tokens", click.IntRange(0), 0,
             "with which every prompt begins, beside --input-tokens."),
     Setting("--shared-prompts", "shared_prompts", COUNT, 1, "so many different such beginnings."),
+    Setting("--distinct-prompts", "distinct_prompts", COUNT, None,
+            "so many different questions, asked again and again; without it every request asks "
+            "something else."),
+    Setting("--reworded", "reworded_ratio", SHARE, 0.0,
+            "share of the requests that ask one of these in other words: another prompt, whose "
+            f"sketch differs in 1 to {MOST_BITS_REWORDED} bits."),
     Setting("--timeout-total", "patience_s", Duration(), None,
             "a request is given up after so long."),
     Setting("--seed", "seed", int, 0, "all that is drawn follows from it."),
@@ -48,6 +65,14 @@ _FLEET_SETTINGS = (
             "one replica."),
     Setting("--routing", "routing", click.Choice([way.value for way in Routing]),
             Routing.LEAST_LOADED.value, "how requests are spread over replicas."),
+    Setting("--response-cache", "response_cache", str, None,
+            "answers are kept in front of the replicas: exact (for the same prompt), similar or "
+            "similar:BITS (for one whose sketch of 64 bits differs in so many at most; "
+            f"{NEAR_DUPLICATE_BITS})."),
+    Setting("--response-cache-size", "response_cache_size", COUNT, _RESPONSES.entries,
+            "answers kept; that unused for longest makes room."),
+    Setting("--response-cache-lookup", "lookup_s", Duration(), _RESPONSES.lookup_s,
+            "what looking takes, found or not."),
 )  # fmt: skip
 
 
@@ -104,9 +129,16 @@ def command(
     engine = engine_of(ctx, model, options | {"replicas": replicas})
     load = _load(options)
     engine.check(load.longest)
+    responses = _responses(options)
     if sla is not None:
         load_sla(sla)
-    fleet = Fleet(engine, replicas, routing=Routing(options["routing"]), instants=gaps)
+    fleet = Fleet(
+        engine,
+        replicas,
+        routing=Routing(options["routing"]),
+        responses=responses,
+        instants=gaps,
+    )
     run = Run(
         id=new_run_id(),
         name=run_name,
@@ -131,7 +163,12 @@ def command(
     began_s = time.monotonic()
     with Store.open(db, create=True) as store:
         count = record_run(
-            store, run, _serve(fleet, load, options), _progress, caching=engine.prefix_caching
+            store,
+            run,
+            _serve(fleet, load, options),
+            _progress,
+            caching=engine.prefix_caching,
+            answers_kept=responses is not None,
         )
     took_s = time.monotonic() - began_s
     click.echo(f"{count:,} requests simulated in {took_s:.1f} s", err=True)
@@ -154,6 +191,15 @@ def _check_load(ctx: click.Context, options: dict[str, Any]) -> None:
             raise click.UsageError("--burstiness needs --arrivals gamma.")
         if setting.field == "shared_prompts" and not options["shared_tokens"]:
             raise click.UsageError("--shared-prompts needs --shared-tokens.")
+        if setting.field == "reworded_ratio" and options["distinct_prompts"] is None:
+            raise click.UsageError("--reworded needs --distinct-prompts.")
+    for setting in given(ctx, _FLEET_SETTINGS):
+        if setting.field == "response_cache" and options["distinct_prompts"] is None:
+            raise click.UsageError(
+                "--response-cache needs --distinct-prompts, or no question is asked twice."
+            )
+        if setting.field in {"response_cache_size", "lookup_s"} and not options["response_cache"]:
+            raise click.UsageError(f"{setting.flag} needs --response-cache.")
 
 
 def _replicas(options: dict[str, Any]) -> int:
@@ -172,6 +218,7 @@ def _load(options: dict[str, Any]) -> Any:
     from reference_server.engine.load import Lengths, Load
 
     names = {"shared_tokens", "shared_prompts", "patience_s", "seed"}
+    names |= {"distinct_prompts", "reworded_ratio"}
     fields = {
         name: value for name, value in chosen(options, _LOAD_SETTINGS).items() if name in names
     }
@@ -179,6 +226,14 @@ def _load(options: dict[str, Any]) -> Any:
         input_tokens=Lengths.read(options["input_tokens"]),
         output_tokens=Lengths.read(options["output_tokens"]),
         **fields,
+    )
+
+
+def _responses(options: dict[str, Any]) -> ResponseCacheConfig | None:
+    if options["response_cache"] is None:
+        return None
+    return ResponseCacheConfig.read(
+        options["response_cache"], options["response_cache_size"], options["lookup_s"]
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from tests.streamgauge.stored import streamgauge
 
 SMALL = ["--requests", "300", "--input-tokens", "20-60", "--output-tokens", "10"]
+ONE = ["--rate", "1", "--requests", "1"]
 GPU = ["--model", "llama-3.1-8b", "--gpu", "h200"]
 
 
@@ -68,6 +69,31 @@ def test_what_goes_wrong_is_recorded_as_what_it_is(tmp_path: Path) -> None:
     assert not any(row[-1] for row in rows), "a token after the end"
 
 
+@pytest.mark.parametrize(("cache", "hits"), [("exact", 270), ("similar:6", 550)])
+def test_kept_answers_are_hits(tmp_path: Path, cache: str, hits: int) -> None:
+    """Thirty questions, half asked in other words, which only likeness knows again."""
+    db = tmp_path / "a.db"
+    simulate(
+        db,
+        *("--rate", "4", "--requests", "600", "--distinct-prompts", "30", "--reworded", "0.5"),
+        *("--response-cache", cache, "--output-tokens", "5-15"),
+    )
+    with sqlite3.connect(db) as connection:
+        rows = connection.execute(
+            "select cache_status, count(*), max(first_token_at_s - due_at_s),"
+            " min(output_tokens - first_event_tokens), max(output_tokens - first_event_tokens),"
+            " sum(output_tokens = asked_output_tokens) from requests group by 1 order by 1"
+        ).fetchall()
+    (status, count, ttft_s, *left, as_asked), (missed, *_, left_of_miss, _) = rows
+
+    assert (status, missed) == ("hit", "miss")
+    assert count == pytest.approx(hits, abs=40)
+    assert ttft_s == pytest.approx(0.001)
+    assert left == [0, 0], "all comes at once"
+    assert left_of_miss > 0
+    assert as_asked == count
+
+
 def test_it_can_be_judged(tmp_path: Path) -> None:
     """An SLA file, and the exit code of a check."""
     sla = tmp_path / "a.yaml"
@@ -89,6 +115,13 @@ def test_it_can_be_judged(tmp_path: Path) -> None:
         (["--users", "1", "--requests", "1", "--arrivals", "gamma"], "--arrivals needs --rate."),
         (["--rate", "1", "--requests", "1", "--burstiness", "2"], "needs --arrivals gamma"),
         (["--rate", "1", "--requests", "1", "--shared-prompts", "2"], "needs --shared-tokens"),
+        ([*ONE, "--reworded", "0.5"], "--reworded needs --distinct-prompts."),
+        ([*ONE, "--response-cache", "exact"], "--response-cache needs --distinct-prompts,"),
+        ([*ONE, "--response-cache-size", "5"], "--response-cache-size needs --response-cache."),
+        (
+            [*ONE, "--distinct-prompts", "5", "--response-cache", "x"],
+            "A response cache is exact, similar or similar:BITS",
+        ),
         (["--rate", "1", "--requests", "1", "--input-tokens", "many"], "100-900 for a range"),
         (["--rate", "1", "--requests", "1", "--input-tokens", "99999"], "cannot fit into a KV"),
         (["--rate", "1", "--requests", "1", "--label", "x"], "--label is written K=V"),

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from reference_server.engine import EngineConfig, LinearCost
 from reference_server.engine.fleet import Fleet
-from reference_server.engine.load import Lengths, Load, closed_loop, instants, open_loop
+from reference_server.engine.load import (
+    MOST_BITS_REWORDED,
+    Lengths,
+    Load,
+    closed_loop,
+    instants,
+    open_loop,
+)
 from reference_server.engine.sequence import FS
 from reference_server.errors import SettingsError
 
@@ -56,7 +63,7 @@ def test_a_request_is_as_long_as_its_parts(seed: int, shared_prompts: int, share
         shared_prompts=shared_prompts,
         seed=seed,
     )
-    found = list(islice(load.sequences(), 40))
+    found = [asked.sequence for asked in islice(load.requests(), 40)]
     for sequence in found:
         assert sum(span.tokens for span in sequence.spans) == sequence.prompt_tokens
         assert 5 <= sequence.prompt_tokens - shared * 7 <= 9
@@ -64,8 +71,36 @@ def test_a_request_is_as_long_as_its_parts(seed: int, shared_prompts: int, share
         assert sequence.prompt_tokens <= load.longest.prompt_tokens
     beginnings = {sequence.spans[0].id for sequence in found if shared}
     assert len(beginnings) <= shared_prompts
-    again = list(islice(load.sequences(), 40))
+    again = [asked.sequence for asked in islice(load.requests(), 40)]
     assert [s.spans for s in again] == [s.spans for s in found]
+
+
+def test_questions_are_asked_again_word_for_word_or_in_other_words() -> None:
+    """Ten questions: equal prompts have equal keys, tokens and lengths; half are near one."""
+    load = Load(
+        input_tokens=Lengths(5, 99),
+        output_tokens=Lengths(2, 99),
+        shared_tokens=8,
+        shared_prompts=3,
+        distinct_prompts=10,
+        reworded_ratio=0.5,
+        seed=4,
+    )
+    found = list(islice(load.requests(), 1000))
+    own = [asked.sequence.spans[-1].id for asked in found]
+    asked_as_is = [asked for asked, text in zip(found, own, strict=True) if text < 10]
+    reworded = [asked for asked, text in zip(found, own, strict=True) if text >= 10]
+    sketches = {asked.prompt.sketch for asked in asked_as_is}
+    nearest = [
+        min(((asked.prompt.sketch or 0) ^ (other or 0)).bit_count() for other in sketches)
+        for asked in reworded
+    ]
+
+    assert len({(asked.prompt, asked.sequence.spans) for asked in asked_as_is}) == 10
+    assert len({(a.prompt, a.sequence.output_tokens) for a in asked_as_is}) == 10
+    assert 440 < len(reworded) < 560
+    assert len({asked.prompt.key for asked in reworded}) == len(reworded)
+    assert set(nearest) == set(range(1, MOST_BITS_REWORDED + 1))
 
 
 def test_an_open_loop_ends_by_number_or_by_time() -> None:
