@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,8 +12,12 @@ from streamgauge.commands._engine import ALL_SETTINGS, COST_SETTINGS, MACHINE_SE
 from streamgauge.commands._options import db_option
 from streamgauge.commands._settings import COUNT, Setting, given, options_of
 
+if TYPE_CHECKING:
+    from reference_server.engine.fit import Sample
+
 _FOUND = {"compute_ratio", "bandwidth_ratio", "overhead_s", "per_sequence_s"}
 _FULL = 0.9999
+_APART = 2  # the longest of two lengths this many times the shortest: a line can be laid through
 _SHARES = ("compute_ratio", "bandwidth_ratio")
 _IS_OF_THE_SERVER = tuple(
     setting
@@ -36,8 +41,8 @@ def command(
 
     Prints the options for `serve sim` and `simulate`: with --gpu the shares of its data sheet that
     are reached and the overheads, without it the five figures of a linear cost. Runs at several
-    concurrencies, one of a single user among them, tell most. docs/simulator.md says what is
-    modelled.
+    concurrencies, one of a single user among them, and with prompts of several lengths tell most;
+    prompts too much alike are noted. docs/simulator.md says what is modelled.
     """
     from collectors.store import Store
 
@@ -45,6 +50,8 @@ def command(
     engine = engine_of(ctx, model, defaults | options)
     with Store.open(db, read_only=True) as store:
         samples = _samples(store, runs, engine.max_batched_tokens)
+    if note := untold(samples):
+        click.echo(f"Note: {note}", err=True)
     cost, told = _fitted(engine.cost, samples)
     click.echo(told, err=True)
     server = [] if options["gpu"] is None else ["--model", model]
@@ -70,6 +77,19 @@ def _samples(store: Any, runs: tuple[str, ...], max_batched_tokens: int) -> list
             "any; name others."
         )
     return samples
+
+
+def untold(samples: Sequence[Sample]) -> str | None:
+    """What prompts that are too much alike cannot tell; None where they differ enough."""
+    works = (work for sample in samples for work in sample.works)
+    prompts = [work.prompts.tokens / work.prompts.parts for work in works if work.prompts.parts]
+    if prompts and max(prompts) < _APART * min(prompts):
+        return (
+            f"the prompts are of {min(prompts):.0f} to {max(prompts):.0f} tokens, so what each "
+            "token takes cannot be told from what a prompt takes; add a run with others, four "
+            "times as long."
+        )
+    return None
 
 
 def _fitted(cost: Any, samples: list[Any]) -> tuple[Any, str]:

@@ -103,6 +103,19 @@ def test_no_share_passes_the_data_sheet(tmp_path: Path) -> None:
     assert "bandwidth ratio is held at 1, the data sheet's." in done.err
 
 
+@pytest.mark.parametrize(("other", "notes"), [("400", 0), ("110", 1)])
+def test_prompts_too_much_alike_are_noted(tmp_path: Path, other: str, notes: int) -> None:
+    """What a prompt's token takes would be a guess from 100 and 110 tokens, not from 400."""
+    db = tmp_path / "a.db"
+    for name, length in (("a", "100"), ("b", other)):
+        words = ("--users", "2", "--requests", "40", "--output-tokens", "30", "--db", db)
+        done = streamgauge("simulate", *words, "--input-tokens", length, "--run-name", name)
+        assert done.code == 0, done.err
+    said = " ".join(streamgauge("fit", "a", "b", "--db", db).err.split())
+
+    assert said.count("Note: the prompts are of 100 to 110 tokens") == notes
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
