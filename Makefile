@@ -10,10 +10,10 @@ SOURCES := collectors dashboard loadgen reference_server scenarios sla streamgau
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench fuzz soak demo-vllm gpu-check lock clean
+.PHONY: help setup demo test test-slow check format bench fuzz soak demo-vllm simulator-evidence gpu-check lock clean
 
 help:  ## List the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | sort | expand -t 20
 
 $(RUNTIME): requirements/runtime.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "streamgauge needs Python 3.11 or newer; set PYTHON=")'
@@ -60,6 +60,10 @@ soak: $(RUNTIME)  ## Load an endpoint that fails in every way, and check every r
 demo-vllm: $(RUNTIME)  ## The main job against real vLLM on this CPU, in .venv-vllm.
 	@$(BIN)/python -m reference_server.vllm_env .venv-vllm
 	@$(BIN)/python -m bench.demo_vllm
+
+simulator-evidence: $(RUNTIME)  ## The simulator beside real vLLM on this CPU, into docs/simulator.md (15 minutes): OPTIONS=...
+	@$(BIN)/python -m reference_server.vllm_env .venv-vllm
+	@$(BIN)/python -m bench.vllm_sweep --write-doc $(OPTIONS)
 
 gpu-check: $(if $(WHEELS),,$(RUNTIME))  ## On a machine with an NVIDIA GPU: read, serve, load, fit, write docs/gpu.md: WHEELS=folder OPTIONS=...
 	@$(if $(WHEELS),$(PYTHON),$(BIN)/python) -m bench.gpu_check $(if $(WHEELS),--wheels $(WHEELS)) $(OPTIONS)

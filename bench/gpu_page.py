@@ -46,10 +46,10 @@ class Figures:
         """Those of a report as JSON; infinity, which it writes as a word, is not observed."""
         latency = report["latency"]
         return cls(
-            ttft_p50_s=_number(latency["ttft_s"]["p50"]),
-            ttft_p95_s=_number(latency["ttft_s"]["p95"]),
-            itl_p50_s=_number(latency["itl_s"]["p50"]),
-            tokens_per_s=_number(report["throughput"]["output_tokens_per_s"]),
+            ttft_p50_s=known(latency["ttft_s"]["p50"]),
+            ttft_p95_s=known(latency["ttft_s"]["p95"]),
+            itl_p50_s=known(latency["itl_s"]["p50"]),
+            tokens_per_s=known(report["throughput"]["output_tokens_per_s"]),
         )
 
 
@@ -121,26 +121,27 @@ def relative_error(simulated: float | None, measured: float | None) -> float | N
     return (simulated - measured) / measured
 
 
-def with_findings(page: str, text: str) -> str:
+def with_findings(page: str, text: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """The page with `text` between its marks.
 
     Raises:
         PageError: the marks are not there, once each and in order.
     """
-    begin, end = page.find(BEGIN), page.find(END)
-    if not (0 <= begin < end) or page.count(BEGIN) != 1 or page.count(END) != 1:
+    opening, closing = marks
+    begin, end = page.find(opening), page.find(closing)
+    if not (0 <= begin < end) or page.count(opening) != 1 or page.count(closing) != 1:
         raise PageError(
-            f"Expected the marks {BEGIN!r} and {END!r} once each and in this order, and found "
-            "them otherwise; put them back to where the findings shall stand."
+            f"Expected the marks {opening!r} and {closing!r} once each and in this order, and "
+            "found them otherwise; put them back to where the findings shall stand."
         )
-    return f"{page[: begin + len(BEGIN)]}\n\n{text.strip()}\n\n{page[end:]}"
+    return f"{page[: begin + len(opening)]}\n\n{text.strip()}\n\n{page[end:]}"
 
 
 def findings(found: Found) -> str:
     """What stands between the marks."""
     parts = [
         "## What was found",
-        _table(("what", "value"), [(name, value) for name, value in found.facts.items()]),
+        table(("what", "value"), [(name, value) for name, value in found.facts.items()]),
     ]
     if found.tried:
         parts.append("Not started here:")
@@ -157,7 +158,7 @@ def _readings(found: Found) -> list[str]:
         busy = found.busy.get(gpu, {})
         names = [*READINGS, *sorted((set(idle) | set(busy)) - set(READINGS))]
         rows = [(f"`{name}`", _reading(name, idle), _reading(name, busy)) for name in names]
-        parts += [f"{gpu}:", _table(("reading", "before", "highest under load"), rows)]
+        parts += [f"{gpu}:", table(("reading", "before", "highest under load"), rows)]
     return parts
 
 
@@ -196,7 +197,7 @@ def _load(runs: Sequence[Measured]) -> str:
                 run.verdict,
             )
         )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _fit(fit: Fitted, runs: Sequence[Measured]) -> str:
@@ -211,16 +212,18 @@ def _fit(fit: Fitted, runs: Sequence[Measured]) -> str:
             cells += [shown, _error(relative_error(ours, theirs))]
         rows.append(tuple(cells))
     return "\n\n".join(
-        (f"{fit.title}. {fit.told}", f"```\n{fit.options}\n```", _table((*head, "error"), rows))
+        (f"{fit.title}. {fit.told}", f"```\n{fit.options}\n```", table((*head, "error"), rows))
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _number(value: Any) -> float | None:
+def known(value: Any) -> float | None:
+    """A figure of a report as JSON; None where it is a word, or not there."""
     return float(value) if isinstance(value, int | float) else None
 
 

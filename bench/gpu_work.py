@@ -255,7 +255,7 @@ def fit(
     for title, words in costs.items():
         say(f"fit: {title}")
         budget = ("--max-num-batched-tokens", str(MAX_BATCHED_TOKENS))
-        done = _streamgauge("fit", *names, *words, *budget, "--db", db)
+        done = finished("fit", *names, *words, *budget, "--db", db)
         line, told = done.stdout.strip(), done.stderr.strip().splitlines()[-1]
         room = [] if words else ["--kv-cache-tokens", "2000000"]
         room += ["--max-num-seqs", str(MAX_NUM_SEQS)]
@@ -283,10 +283,15 @@ def streamgauge(*words: str) -> str:
     Raises:
         CheckError: it failed.
     """
-    return _streamgauge(*words).stdout
+    return finished(*words).stdout
 
 
-def _streamgauge(*words: str) -> subprocess.CompletedProcess[str]:
+def finished(*words: str) -> subprocess.CompletedProcess[str]:
+    """One of our own commands, once it has worked.
+
+    Raises:
+        CheckError: it failed.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "streamgauge", *words],
         stdin=subprocess.DEVNULL,
