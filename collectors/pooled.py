@@ -214,7 +214,8 @@ class Ranked:
 
     def searchsorted(self, value: float, side: str) -> int:
         """How many values are less than ``value``; with "right", or equal to it."""
-        rounded = np.array([value], np.float32)
+        with np.errstate(over="ignore"):  # beyond all floats of 32 bits lies infinity
+            rounded = np.array([value]).astype(np.float32)
         nearest, key = float(rounded[0]), int(_keys(rounded)[0])
         # One that is no float32 lies between two, of which it was rounded to either.
         counts_it = nearest < value or (nearest == value and side == "right")
@@ -230,8 +231,8 @@ class Ranked:
 
 def _keys(values: Seconds) -> Keys:
     """Numbers in the order of ``values``: their bits, those of negative ones turned over."""
-    bits = values.view(np.uint32)
-    signs = (values.view(np.int32) >> 31).view(np.uint32)
+    bits = (values + np.float32(0)).view(np.uint32)  # of the two zeros it makes one
+    signs = (bits.view(np.int32) >> 31).view(np.uint32)
     return bits ^ (signs | np.uint32(1 << 31))
 
 

@@ -64,7 +64,7 @@ class _Events:
         after_s = at_s - self.began_at_s[which]
         on_clock = self._clock.searchsorted(self._clock[self._first[which]] + after_s)
         took_s = (self.ended_at_s - self.began_at_s)[which]
-        spaced = np.ceil(after_s / took_s * (self._number[which] - 1))
+        spaced = np.ceil(after_s * (self._number[which] - 1) / took_s)
         spaced = np.where(after_s > 0, np.maximum(spaced, 1), 0)
         found = np.where(self._has_gaps[which], on_clock - self._first[which], spaced)
         return np.clip(found, 0, self._number[which]).astype(np.int64)

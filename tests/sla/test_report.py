@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
 
 from collectors.records import Outcome, RequestRecord
 from collectors.samples import Sample
@@ -16,6 +17,7 @@ from sla.judge import judge
 from sla.report import build_report, check_document, judged_report, number
 from sla.spec import parse_sla
 from tests.collectors.builders import make_request, make_run, make_table
+from tests.collectors.streams import small_portions, streams
 
 # Names and order of every key, as the design says them.
 LATENCY = {
@@ -277,3 +279,14 @@ def test_numbers_are_rounded_and_tame() -> None:
     assert number(math.nan) is None
     assert number(None) is None
     assert number(7) == 7
+
+
+@settings(max_examples=10)
+@given(streams())
+def test_how_little_is_read_at_a_time_changes_nothing(records: list[RequestRecord]) -> None:
+    """The whole report is the same, digit for digit, from portions of five gaps and from one."""
+    run = make_run(warmup_s=2.0, stopped_at_s=15.0, gpus=2, gpu_hour_price_usd=3.0)
+    with small_portions():
+        portioned = build_report(run, make_table(records), [])
+
+    assert portioned == build_report(run, make_table(records), [])
