@@ -5,7 +5,7 @@ Apart from the store so that the recorder, which only writes, starts without num
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,51 +21,60 @@ _CHUNK = 2_000  # rows held as Python objects at a time; more is slower (garbage
 _TIES = ("seq", "attempt")  # what tells requests due in the same instant apart, after the worker
 _NUMBERS = (*NUMERIC, "output_events", *_TIES)
 _WORDS = (*(name for name in TEXT if name != "worker"), "worker_key", "flags")
+_ALWAYS = frozenset({"due_at_s", "outcome", "worker_key", *_TIES})
 
 
 def read_table(
-    connection: sa.Connection, run_key: int, workers: Mapping[int, str], *, gaps: bool = True
+    connection: sa.Connection,
+    run_key: int,
+    workers: Mapping[int, str],
+    *,
+    gaps: bool = True,
+    only: Collection[str] | None = None,
 ) -> RequestTable:
-    """The requests of the run ``run_key`` in due order; ``workers`` has names by key.
+    """The requests of the run ``run_key`` in due order.
+
+    Args:
+        connection: to read from.
+        run_key: whose.
+        workers: names by key.
+        gaps: whether to read them.
+        only: columns to read, beside those that every table needs; all by default. The others are
+            as if nothing had been observed.
 
     Raises:
         StoreError: there is no room for the gaps.
     """
-    numbers = {name: _Column() for name in _NUMBERS}
-    numberings: dict[str, Numbering[Any]] = {name: Numbering() for name in _WORDS}
-    codes = {name: [np.empty(0, np.int32)] for name in _WORDS}
+    names = [n for n in (*_NUMBERS, *_WORDS) if only is None or n in only or n in _ALWAYS]
+    read: dict[str, Any] = {name: _Numbers() if name in _NUMBERS else _Words() for name in names}
     kept = GapsBuilder()
-    with connection.execute(
-        _query(run_key, gaps=gaps), execution_options={"yield_per": _CHUNK}
-    ) as result:
+    query = _query(run_key, names, gaps=gaps)
+    with connection.execute(query, execution_options={"yield_per": _CHUNK}) as result:
         for rows in result.partitions():
             *columns, blobs = zip(*rows, strict=True)
-            for name, values in zip((*_NUMBERS, *_WORDS), columns, strict=True):
-                if name in numbers:
-                    numbers[name].extend(values)
-                else:
-                    codes[name].append(numberings[name].codes(values))
+            for column, values in zip(read.values(), columns, strict=True):
+                column.extend(values)
             kept.extend(blobs)
-    words: dict[str, Words[Any]] = {
-        name: Words(np.concatenate(codes.pop(name)), numberings[name].values) for name in _WORDS
+    gaps_s = kept.build()
+    nothing = Words(np.zeros(len(gaps_s), np.int32), (None,))
+    found: dict[str, Any] = {
+        **dict.fromkeys(_NUMBERS, absent(len(gaps_s))),
+        **dict.fromkeys(_WORDS, nothing),
+        **{name: read.pop(name).build() for name in names},
     }
-    words["worker"] = words.pop("worker_key").renamed(lambda key: workers.get(key, ""))
-    words["flags"] = words["flags"].renamed(lambda text: tuple(orjson.loads(text)))
-    ties = [numbers.pop(name).build() for name in _TIES]
-    built: dict[str, Any] = {name: column.build() for name, column in numbers.items()}
-    return _settled(RequestTable(**built | words, gaps=kept.build()), *ties)
+    ties = [found.pop(name) for name in _TIES]
+    found["worker"] = found.pop("worker_key").renamed(lambda key: workers.get(key, ""))
+    found["flags"] = found["flags"].renamed(lambda text: tuple(orjson.loads(text or "[]")))
+    return _settled(RequestTable(**found, gaps=gaps_s), *ties)
 
 
-def _query(run_key: int, *, gaps: bool) -> sa.Select[Any]:
-    """Numbers, words and gaps of the requests of a run, by due instant."""
+def _query(run_key: int, names: Sequence[str], *, gaps: bool) -> sa.Select[Any]:
+    """These columns and the gaps of the requests of a run, by due instant."""
     events = sum((requests.c[f"{kind}_events"] for kind in EVENT_KINDS), sa.literal(0))
+    made = {"output_events": events, "flags": sa.cast(requests.c.flags, sa.Text)}
     return (
         sa.select(
-            *(events if name == "output_events" else requests.c[name] for name in _NUMBERS),
-            *(
-                sa.cast(requests.c.flags, sa.Text) if name == "flags" else requests.c[name]
-                for name in _WORDS
-            ),
+            *(made[name] if name in made else requests.c[name] for name in names),
             requests.c.gaps_s if gaps else sa.null(),
         )
         .where(requests.c.run_key == run_key)
@@ -73,8 +82,8 @@ def _query(run_key: int, *, gaps: bool) -> sa.Select[Any]:
     )
 
 
-class _Column:
-    """Numbers that are read piece by piece."""
+class _Numbers:
+    """A column of numbers that is read piece by piece."""
 
     def __init__(self) -> None:
         self._pieces: list[Floats] = [np.empty(0)]
@@ -85,11 +94,26 @@ class _Column:
         self._pieces.append(absent(len(values)) if is_absent else np.array(values, np.float64))
 
     def build(self) -> Floats:
-        """All that was taken, which is forgotten here."""
-        pieces, self._pieces = self._pieces, []
-        if all(piece.strides == (0,) for piece in pieces[1:]):
-            return absent(sum(map(len, pieces)))
-        return np.concatenate(pieces)
+        """All that was taken."""
+        if all(piece.strides == (0,) for piece in self._pieces[1:]):
+            return absent(sum(map(len, self._pieces)))
+        return np.concatenate(self._pieces)
+
+
+class _Words:
+    """A column of words that is read piece by piece."""
+
+    def __init__(self) -> None:
+        self._numbering: Numbering[str | int | None] = Numbering()
+        self._pieces = [np.empty(0, np.int32)]
+
+    def extend(self, values: Sequence[str | int | None]) -> None:
+        """Take ``values``."""
+        self._pieces.append(self._numbering.codes(values))
+
+    def build(self) -> Words[str | int | None]:
+        """All that was taken."""
+        return Words(np.concatenate(self._pieces), self._numbering.values)
 
 
 def _settled(table: RequestTable, seq: Floats, attempt: Floats) -> RequestTable:

@@ -96,8 +96,7 @@ class GapsBuilder:
 
     def __init__(self) -> None:
         self._counts: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
-        self._pieces: list[bytes] = []
-        self._size = 0  # of the pieces, in bytes
+        self._kept = bytearray()
         self._file: _File | None = None
 
     def extend(self, blobs: Iterable[bytes | None]) -> None:
@@ -108,22 +107,17 @@ class GapsBuilder:
         """
         kept = [blob or b"" for blob in blobs]
         self._counts.append(np.fromiter((len(blob) // 4 for blob in kept), np.int64, len(kept)))
-        piece = b"".join(kept)
-        if self._file is not None:
-            self._file.append(piece)
-            return
-        self._pieces.append(piece)
-        self._size += len(piece)
-        if self._size > 4 * IN_MEMORY:
+        self._kept += b"".join(kept)
+        if self._file is None and len(self._kept) > 4 * IN_MEMORY:
             self._file = _File()
-            for each in self._pieces:
-                self._file.append(each)
-            self._pieces.clear()
+        if self._file is not None:
+            self._file.append(self._kept)
+            self._kept.clear()
 
     def build(self) -> Gaps:
         """All that were taken."""
         counts = np.concatenate(self._counts)
-        source = self._file or np.frombuffer(b"".join(self._pieces), "<f4").astype(np.float32)
+        source = self._file or np.frombuffer(self._kept, "<f4").astype(np.float32, copy=False)
         return Gaps(source, np.cumsum(counts) - counts, counts)
 
 
@@ -135,12 +129,12 @@ class _File:
             self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed with self
         weakref.finalize(self, self._file.close)
 
-    def append(self, gaps: bytes) -> None:
+    def append(self, gaps: bytearray) -> None:
         """Write ``gaps`` after what is there."""
-        rest = memoryview(gaps)
-        with _explained():
-            while rest:
-                rest = rest[self._file.write(rest) :]
+        with _explained(), memoryview(gaps) as rest:
+            written = 0
+            while written < len(rest):
+                written += self._file.write(rest[written:])
 
     def __getitem__(self, span: slice) -> Seconds:
         offset, wanted, pieces = 4 * span.start, 4 * (span.stop - span.start), []
@@ -157,7 +151,8 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        folder = tempfile.tempdir or "any folder for temporary files"  # where there is none
         raise StoreError(
-            f"No room for this run's gaps between tokens in {tempfile.gettempdir()}"
+            f"No room for this run's gaps between tokens in {folder}"
             f" ({error.strerror}); set TMPDIR to a folder with 4 bytes for each token."
         ) from None

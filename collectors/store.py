@@ -14,7 +14,7 @@ import difflib
 import sys
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from math import isnan
@@ -237,19 +237,24 @@ class Store:
                 for row in result.mappings():
                     yield _record(row, run_id, workers[row["worker_key"]])
 
-    def table(self, run_id: str, *, gaps: bool = True) -> RequestTable:
+    def table(
+        self, run_id: str, *, gaps: bool = True, only: Collection[str] | None = None
+    ) -> RequestTable:
         """The run's requests as columns in due order, without a Python object for each.
 
         Args:
             run_id: whose.
             gaps: whether to read the gaps between output events, which are most of the bytes;
                 without them the table says that none were kept.
+            only: columns to read, by name; due instants and outcomes are read anyhow. The others
+                are as if nothing had been observed.
         """
         from collectors.columns import read_table  # noqa: PLC0415  # numpy: readers only
 
         with self._reading() as connection:
             run_key = self._run_key(connection, run_id)
-            return read_table(connection, run_key, self._workers(connection, run_key), gaps=gaps)
+            workers = self._workers(connection, run_key)
+            return read_table(connection, run_key, workers, gaps=gaps, only=only)
 
     def samples(self, run_id: str, names: Sequence[str] | None = None) -> list[Sample]:
         """The run's readings in the order of their instants, all or those of the given names."""
