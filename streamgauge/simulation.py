@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, pairwise
 
 from collectors.batches import Batch
 from collectors.records import Outcome, OutputEvents, RequestRecord, TokenSource
 from collectors.runs import Run, RunStatus
+from collectors.samples import Sample
 from collectors.store import Store
 from reference_server.engine.replica import Fate, Served
 from reference_server.engine.sequence import FS
+from reference_server.engine.snapshot import Snapshot
 
 _WORKER = "simulator"
 _BATCH = 1000
+_SOURCE = "server:simulator"
+_READINGS = {
+    "server_running_requests": "running",
+    "server_waiting_requests": "waiting",
+    "server_kv_cache_ratio": "kv_cache_ratio",
+    "server_preemptions": "preemptions",
+    "server_prefix_queried_tokens": "queried_tokens",
+    "server_prefix_found_tokens": "found_tokens",
+    "server_prompt_tokens": "prompt_tokens",
+    "server_generated_tokens": "generated_tokens",
+    "server_drafted_tokens": "drafted_tokens",
+    "server_accepted_tokens": "accepted_tokens",
+    "server_finished_requests": "finished",
+    "server_refused_requests": "refused",
+}
 _OUTCOMES = {
     Fate.FINISHED: Outcome.OK,
     Fate.CACHED: Outcome.OK,
@@ -31,6 +48,7 @@ def record_run(
     told: Callable[[int], None],
     *,
     caching: bool,
+    snapshots: list[Snapshot],
     answers_kept: bool = False,
 ) -> int:
     """Keep a run and its requests as they end; the number of requests.
@@ -41,6 +59,7 @@ def record_run(
         served: its requests, in the order they end.
         told: called with the number of requests so far, now and then.
         caching: whether a prompt's cached tokens are known.
+        snapshots: of the fleet, which fill up meanwhile; emptied.
         answers_kept: whether a cache of answers stands in front.
     """
     store.create_run(run)
@@ -53,19 +72,10 @@ def record_run(
             ]
             ended_s = batch[-1].done_fs / FS
             last_due_s = max(last_due_s, *(record.due_at_s for record in records))
-            store.add_batch(
-                run.id,
-                Batch(
-                    worker=_WORKER,
-                    sequence=batches,
-                    at_s=ended_s,
-                    records=records,
-                    open=[],
-                    samples=[],
-                ),
-            )
+            store.add_batch(run.id, _batch(batches, ended_s, records, snapshots))
             count, batches = count + len(batch), batches + 1
             told(count)
+        store.add_batch(run.id, _batch(batches, ended_s, [], snapshots))
         status = RunStatus.COMPLETE
     finally:
         stopped_s = last_due_s if run.duration_s is None else run.duration_s
@@ -77,6 +87,21 @@ def record_run(
             heartbeat_wall_s=time.time(),
         )
     return count
+
+
+def _batch(
+    number: int, at_s: float, records: list[RequestRecord], snapshots: list[Snapshot]
+) -> Batch:
+    """Records and snapshots, as a load process and a scraper would have sent them."""
+    samples = [sample for snapshot in snapshots for sample in samples_of(snapshot)]
+    snapshots.clear()
+    return Batch(worker=_WORKER, sequence=number, at_s=at_s, records=records, samples=samples)
+
+
+def samples_of(snapshot: Snapshot) -> Iterator[Sample]:
+    """The readings of a fleet; counts are of all since the run began."""
+    for name, field in _READINGS.items():
+        yield Sample(snapshot.at_s, _SOURCE, name, float(getattr(snapshot, field)))
 
 
 def record_of(

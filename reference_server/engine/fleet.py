@@ -21,6 +21,7 @@ from reference_server.engine.replica import Fate, Replica, Served
 from reference_server.engine.responses import Prompt, ResponseCache, ResponseCacheConfig
 from reference_server.engine.routing import Routing, router_of
 from reference_server.engine.sequence import FS, Sequence
+from reference_server.engine.snapshot import Snapshot
 from reference_server.errors import SettingsError
 
 NOBODY = Prompt()
@@ -61,6 +62,13 @@ class _Entering(NamedTuple):
     served: Served
 
 
+class _Looking(NamedTuple):
+    """A snapshot is due."""
+
+
+_Event = _Waking | _Leaving | _Entering | _Looking | Served
+
+
 class Fleet:
     """Replicas of one kind.
 
@@ -71,6 +79,10 @@ class Fleet:
         responses: a cache of answers in front; None: there is none.
         instants: keep the instant of every token (see `Served.instants`).
         singly: do every step for itself, for comparison.
+        look_every_s: take a snapshot so often, but for idle times; None: never.
+
+    Attributes:
+        snapshots: those taken; whoever keeps them empties this.
     """
 
     def __init__(
@@ -82,22 +94,32 @@ class Fleet:
         responses: ResponseCacheConfig | None = None,
         instants: bool = False,
         singly: bool = False,
+        look_every_s: float | None = None,
     ) -> None:
         if replicas < 1:
             raise SettingsError(f"A fleet has at least one replica, got {replicas}.")
+        if look_every_s is not None and look_every_s <= 0:
+            raise SettingsError(f"Snapshots lie more than 0 s apart, got {look_every_s:g}.")
         self.config = config
         self.replicas = [
-            Replica(config, number, instants=instants, singly=singly) for number in range(replicas)
+            Replica(
+                config, number, instants=instants, singly=singly, counts=look_every_s is not None
+            )
+            for number in range(replicas)
         ]
         self.responses = ResponseCache(responses) if responses else None
         self._instants = instants
         self._router = router_of(routing)
         self._in_flight = [0] * replicas
-        self._events: list[tuple[int, int, _Waking | _Leaving | _Entering | Served]] = []
+        self._events: list[tuple[int, int, _Event]] = []
         self._numbers = count()
         self._wakings = [-1] * replicas  # number of the event that is to wake each
         self._prompts: dict[str | int, Prompt] = {}  # of those under way, where answers are kept
         self._now_fs = 0
+        self.snapshots: list[Snapshot] = []
+        self._every_fs = 0 if look_every_s is None else round(look_every_s * FS)
+        self._looks = False  # a look is on the calendar
+        self._finished = self._refused = 0
 
     def serve(self, arrivals: Iterable[Arrival]) -> Iterator[Served]:
         """Serve requests that come whatever happens, in the order of time.
@@ -128,6 +150,9 @@ class Fleet:
         sequence = arrival.sequence
         self.config.check(sequence)
         self._now_fs = at_fs = max(at_fs, self._now_fs)
+        if self._every_fs and not self._looks:
+            self._looks = True
+            self._expect(-(-at_fs // self._every_fs) * self._every_fs, _Looking())
         served = Served(sequence, at_fs)
         if self.responses is None:
             self._enter(served, at_fs)
@@ -164,8 +189,39 @@ class Fleet:
                         self._look_up(served, at_fs)
                 case _Leaving(served):
                     self._leave(served, at_fs)
+                case _Looking():
+                    self._look(at_fs)
         if until_fs is not None:
             self._now_fs = until_fs
+
+    def _look(self, at_fs: int) -> None:
+        """Take a snapshot, and look again unless every request has ended."""
+        for replica in self.replicas:
+            ended = None if replica.next_fs is None else replica.catch_up(at_fs)
+            if ended is not None:
+                self._watch(replica, ended)
+        engines = [replica.engine for replica in self.replicas]
+        tallies = [replica.tally for replica in self.replicas]
+        self.snapshots.append(
+            Snapshot(
+                at_s=at_fs / FS,
+                running=sum(engine.running for engine in engines),
+                waiting=sum(engine.waiting for engine in engines),
+                kv_cache_ratio=sum(engine.kv_usage_ratio for engine in engines) / len(engines),
+                preemptions=sum(tally.preemptions for tally in tallies),
+                queried_tokens=sum(tally.queried_tokens for tally in tallies),
+                found_tokens=sum(tally.found_tokens for tally in tallies),
+                prompt_tokens=sum(tally.prompt_tokens for tally in tallies),
+                generated_tokens=sum(tally.generated_tokens for tally in tallies),
+                drafted_tokens=sum(tally.drafted_tokens for tally in tallies),
+                accepted_tokens=sum(tally.accepted_tokens for tally in tallies),
+                finished=self._finished,
+                refused=self._refused,
+            )
+        )
+        self._looks = any(self._in_flight) or bool(self._prompts)
+        if self._looks:
+            self._expect(at_fs + self._every_fs, _Looking())
 
     def _look_up(self, served: Served, at_fs: int) -> None:
         """Answer from the response cache, or else pass on."""
@@ -202,6 +258,8 @@ class Fleet:
         """A request has ended: the router and the response cache learn of it."""
         if served.replica >= 0:
             self._in_flight[served.replica] -= 1
+            self._finished += served.fate is Fate.FINISHED
+            self._refused += served.fate is Fate.REFUSED
         if self.responses is not None:
             prompt = self._prompts.pop(served.sequence.id)
             if served.fate is Fate.FINISHED:
@@ -214,7 +272,7 @@ class Fleet:
         if replica.next_fs is not None:
             self._wakings[replica.number] = self._expect(replica.next_fs, _Waking(replica))
 
-    def _expect(self, at_fs: int, event: _Waking | _Leaving | _Entering | Served) -> int:
+    def _expect(self, at_fs: int, event: _Event) -> int:
         number = next(self._numbers)
         heappush(self._events, (at_fs, number, event))
         return number

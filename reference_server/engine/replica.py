@@ -17,6 +17,7 @@ from reference_server.engine.batch import Run
 from reference_server.engine.config import EngineConfig
 from reference_server.engine.scheduler import Done, Engine
 from reference_server.engine.sequence import FS, Sequence
+from reference_server.engine.snapshot import Tally
 
 
 class Fate(StrEnum):
@@ -85,19 +86,29 @@ class Replica:
         number: which one it is.
         instants: keep the instant of every token.
         singly: do every step for itself, for comparison.
+        counts: keep a tally.
 
     Attributes:
         number: the same.
         engine: the engine.
         next_fs: nothing that anyone outside could notice happens before; None: it is idle.
+        tally: what it has done so far, where one is kept.
     """
 
     def __init__(
-        self, config: EngineConfig, number: int = 0, *, instants: bool = False, singly: bool = False
+        self,
+        config: EngineConfig,
+        number: int = 0,
+        *,
+        instants: bool = False,
+        singly: bool = False,
+        counts: bool = False,
     ) -> None:
         self.number = number
         self.engine = Engine(config)
         self.next_fs: int | None = None
+        self.tally = Tally()
+        self._counts = counts
         self._begin_fs = 0  # of the next step
         self._alike = 0  # steps to come that are alike, as long as nothing comes
         self._served: dict[str | int, Served] = {}
@@ -144,6 +155,24 @@ class Replica:
         self._look_ahead()
         return ended
 
+    def catch_up(self, at_fs: int) -> list[Served] | None:
+        """Do all steps that begin until then, since somebody looks.
+
+        Returns:
+            Those that ended; None where `next_fs` stays as it is, since the next steps are alike.
+        """
+        if self._begin_fs > at_fs:
+            return None
+        if self._alike:
+            steps = self.engine.begun(at_fs - self._begin_fs, self._alike)
+            if steps < self._alike:
+                self._do(steps)
+                self._alike -= steps
+                return None
+        ended = self._catch_up(at_fs)
+        self._look_ahead()
+        return ended
+
     def _catch_up(self, at_fs: int) -> list[Served]:
         """Do all steps that begin until then."""
         ended: list[Served] = []
@@ -167,6 +196,8 @@ class Replica:
         began_fs, engine = self._begin_fs, self.engine
         each_fs = engine.each_takes(alike) if self._ends and alike else ()
         done = engine.leap(alike) if alike else engine.advance()
+        if self._counts:
+            self.tally.add(done)
         self._begin_fs = ended_fs = began_fs + done.duration_fs
         if self._ends:
             self._ends.add(began_fs, each_fs or (done.duration_fs,))

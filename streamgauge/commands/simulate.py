@@ -65,6 +65,8 @@ _FLEET_SETTINGS = (
             "one replica."),
     Setting("--routing", "routing", click.Choice([way.value for way in Routing]),
             Routing.LEAST_LOADED.value, "how requests are spread over replicas."),
+    Setting("--sample-interval", "look_every_s", Duration(), 1.0,
+            "so often the fleet's state is kept, but for idle times; 0s: never."),
     Setting("--response-cache", "response_cache", str, None,
             "answers are kept in front of the replicas: exact (for the same prompt), similar or "
             "similar:BITS (for one whose sketch of 64 bits differs in so many at most; "
@@ -138,6 +140,7 @@ def command(
         routing=Routing(options["routing"]),
         responses=responses,
         instants=gaps,
+        look_every_s=options["look_every_s"] or None,
     )
     run = Run(
         id=new_run_id(),
@@ -168,6 +171,7 @@ def command(
             _serve(fleet, load, options),
             _progress,
             caching=engine.prefix_caching,
+            snapshots=fleet.snapshots,
             answers_kept=responses is not None,
         )
     took_s = time.monotonic() - began_s

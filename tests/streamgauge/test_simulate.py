@@ -94,6 +94,36 @@ def test_kept_answers_are_hits(tmp_path: Path, cache: str, hits: int) -> None:
     assert as_asked == count
 
 
+def test_the_fleets_state_is_kept_beside_the_requests(tmp_path: Path) -> None:
+    """A reading a second of what a scrape would tell; counts end where the requests' sums are."""
+    db = tmp_path / "a.db"
+    words = [*GPU, "--gpus", "2", "--rate", "30", "--requests", "300", "--prefix-caching"]
+    simulate(db, *words, "--shared-tokens", "64", "--output-tokens", "50-150")
+    simulate(tmp_path / "none.db", *words, "--sample-interval", "0s")
+    with sqlite3.connect(db) as connection:
+        rows = connection.execute(
+            "select name, count(*), max(value), min(at_s) from samples"
+            " join series on series.key = series_key group by name"
+        ).fetchall()
+        (output, prompt, cached) = connection.execute(
+            "select sum(output_tokens), sum(input_tokens), sum(cached_input_tokens) from requests"
+        ).fetchone()
+        sources = connection.execute("select distinct source from series").fetchall()
+    with sqlite3.connect(tmp_path / "none.db") as connection:
+        assert connection.execute("select count(*) from samples").fetchone() == (0,)
+    found = {name: (count, most) for name, count, most, _ in rows}
+
+    assert sources == [("server:simulator",)]
+    assert {round(first_s) for *_, first_s in rows} == {1}
+    assert found["server_generated_tokens"][1] == output
+    assert found["server_prompt_tokens"][1] == prompt
+    assert found["server_prefix_found_tokens"][1] == cached > 0
+    assert found["server_finished_requests"][1] == 300
+    assert found["server_running_requests"][1] > 1
+    assert 0 < found["server_kv_cache_ratio"][1] < 1
+    assert {count for count, _ in found.values()} <= set(range(9, 14)), "ten seconds of requests"
+
+
 def test_it_can_be_judged(tmp_path: Path) -> None:
     """An SLA file, and the exit code of a check."""
     sla = tmp_path / "a.yaml"

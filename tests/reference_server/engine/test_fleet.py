@@ -20,6 +20,7 @@ from reference_server.engine.replica import Fate, Served
 from reference_server.engine.responses import Prompt, ResponseCacheConfig
 from reference_server.engine.routing import Routing
 from reference_server.engine.sequence import FS
+from reference_server.engine.snapshot import Snapshot
 from reference_server.errors import SettingsError
 from tests.reference_server.engine.workloads import COST, Event, configs, loads, play
 
@@ -75,13 +76,16 @@ def test_leaping_gives_what_stepping_gives(
     """To the femtosecond: who was where, admitted, first token, end, preemptions, every token."""
     come = [a._replace(prompt=Prompt(hash(a.sequence.spans))) for a in arrivals(load)]
 
-    def told(*, singly: bool) -> list[list[Any]]:
-        fleet = Fleet(
-            config, replicas, routing=routing, responses=responses, instants=True, singly=singly
-        )
-        return [story(served) for served in fleet.serve(come)]
+    def told(**how: Any) -> tuple[list[list[Any]], list[Snapshot]]:
+        fleet = Fleet(config, replicas, routing=routing, responses=responses, instants=True, **how)
+        return [story(served) for served in fleet.serve(come)], fleet.snapshots
 
-    leaping, stepping = told(singly=False), told(singly=True)
+    (leaping, seen), (stepping, seen_too) = (
+        told(look_every_s=0.37),
+        told(singly=True, look_every_s=0.37),
+    )
+    assert leaping == told()[0], "that somebody looks changes nothing"
+    assert seen == seen_too
     key = lambda told: (told[6], told[0])  # noqa: E731  # those of one instant in any order
     assert sorted(leaping, key=key) == sorted(stepping, key=key)
     assert [told[6] for told in leaping] == sorted(told[6] for told in leaping)
@@ -284,6 +288,33 @@ def test_response_caches_that_make_no_sense_are_refused(wrong: dict[str, Any], s
     """One sentence each."""
     with pytest.raises(SettingsError, match=says):
         ResponseCacheConfig(**wrong)
+
+
+def test_a_fleet_is_looked_at_while_something_goes_on() -> None:
+    """Two requests of 4 s each, 20 s apart: every second of both, and nothing in between."""
+    slow = replace(COST, prefill_base_s=1.0, prefill_per_token_s=0.0, decode_base_s=1.0)
+    slow = replace(slow, decode_per_sequence_s=0.0, decode_per_kv_token_s=0.0)
+    config = EngineConfig(cost=slow, kv_cache_tokens=160, block_tokens=16, prefix_caching=True)
+    spans = (Span(1, 31),)
+    come = [Arrival(at_s, Sequence(at_s, 31, 4, spans=spans)) for at_s in (0.5, 20.5)]
+    fleet = Fleet(config, look_every_s=1.0)
+    list(fleet.serve(come))
+    seen = fleet.snapshots
+
+    assert [int(each.at_s) for each in seen] == [1, 2, 3, 4, 5, 21, 22, 23, 24, 25]
+    assert [each.running for each in seen] == [1, 1, 1, 0, 0] * 2
+    assert [each.generated_tokens for each in seen] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+    assert [each.kv_cache_ratio for each in seen[:4]] == pytest.approx([0.2, 0.2, 0.3, 0])
+    last = fleet.snapshots[-1]
+    assert (last.finished, last.refused, last.prompt_tokens) == (2, 0, 62)
+    assert (last.queried_tokens, last.found_tokens) == (62, 16)
+
+
+@pytest.mark.parametrize("every_s", [0.0, -1.0])
+def test_snapshots_lie_apart(every_s: float) -> None:
+    """Or time would stand still."""
+    with pytest.raises(SettingsError, match="more than 0 s apart"):
+        Fleet(H200, look_every_s=every_s)
 
 
 def test_a_fleet_of_none_and_a_step_back_in_time_are_refused() -> None:
