@@ -39,6 +39,16 @@ from collectors.words import Bools
 PERCENTILES = (0.5, 0.9, 0.95, 0.99)
 """Those every report shows."""
 
+READINGS = (
+    "client_user_seconds_total",
+    "gpu_busy_ratio",
+    "gpu_energy_joules",
+    "gpu_memory_used_bytes",
+    "gpu_power_watts",
+    "host_cpu_ratio",
+)
+"""Telemetry that figures rest on; a run may have much else, and none of it need be read."""
+
 DEFAULT_WARMUP_RATIO = 0.1
 DEFAULT_WARMUP_MAX_S = 30.0
 _BINS = 10 * BATCHES  # of the window, for the bootstrap of rates
@@ -204,7 +214,7 @@ def measure(
     Args:
         run: as stored.
         table: all of its requests.
-        samples: its telemetry, in any order.
+        samples: its telemetry, in any order; of it :data:`READINGS` are looked at.
         good: for each request of ``table`` whether it met every per-request objective; ``None``
             where there are none (or none that could be told).
         tightest_limit_s: the tightest latency limit it will be held to, for its validity.

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from collectors.figures import READINGS
 from collectors.runs import Run
 from collectors.store import Store
 from dashboard.series import Series, over_time
@@ -59,7 +60,7 @@ def study(store: Store, run: Run, sla_file: Path | None) -> Study:
         StoreError: the database cannot be read.
     """
     sla = load_sla(sla_file) if sla_file is not None else None
-    table, samples = store.table(run.id), store.samples(run.id)
+    table, samples = store.table(run.id), store.samples(run.id, READINGS)
     series = over_time(run, table)
     if sla is None:
         return Study(report=build_report(run, table, samples), series=series)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collectors.figures import READINGS
 from collectors.runs import Run
 from sla.judge import Judgement, judge
 from sla.report import build_report, judged_report
@@ -24,7 +25,7 @@ def judge_run(
         JudgeError: there is an SLA and the run is still going, or empty.
     """
     sla = load_sla(sla_path) if sla_path is not None else None  # before the database is read
-    table, samples = store.table(run.id), store.samples(run.id)
+    table, samples = store.table(run.id), store.samples(run.id, READINGS)
     if sla is None:
         return build_report(run, table, samples), None
     judgement = judge(sla, run, table, samples)

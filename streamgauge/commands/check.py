@@ -28,6 +28,7 @@ def command(run: str, sla: Path, form: str, db: str) -> int:
     such run, a run that is empty or still going); 3 nothing is broken, but something cannot be
     told, or the run is invalid.
     """
+    from collectors.figures import READINGS
     from collectors.store import Store
     from sla.judge import judge
     from sla.report import check_document, report_of
@@ -37,7 +38,8 @@ def command(run: str, sla: Path, form: str, db: str) -> int:
     agreement = load_sla(sla)
     with Store.open(db, read_only=True) as store:
         found = store.find_run(run)
-        judgement = judge(agreement, found, store.table(found.id), store.samples(found.id))
+        samples = store.samples(found.id, READINGS)
+        judgement = judge(agreement, found, store.table(found.id), samples)
     if form == "json":
         echo_json(check_document(found, judgement))
     elif form == "md":

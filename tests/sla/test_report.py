@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 
 from collectors.records import Outcome, RequestRecord
 from collectors.samples import Sample
+from collectors.store import Store
+from sla.api import judge_run
 from sla.judge import judge
 from sla.report import build_report, check_document, judged_report, number
 from sla.spec import parse_sla
@@ -290,3 +293,27 @@ def test_how_little_is_read_at_a_time_changes_nothing(records: list[RequestRecor
         portioned = build_report(run, make_table(records), [])
 
     assert portioned == build_report(run, make_table(records), [])
+
+
+def test_what_is_not_read_of_the_telemetry_is_not_missed(tmp_path: Path) -> None:
+    """A report from the database reads some readings, and has every figure that all would give."""
+    run = make_run()
+    samples = [
+        Sample(at_s, source, name, at_s / 100)
+        for source, names in {
+            "gpu:0": ("busy_ratio", "memory_used_bytes", "power_watts", "energy_joules", "else"),
+            "host:a": ("cpu_ratio", "memory_used_bytes"),
+            "client:0": ("user_seconds_total",),
+        }.items()
+        for name in (f"{source.partition(':')[0]}_{rest}" for rest in names)
+        for at_s in (10.0, 90.0)
+    ]
+    with Store.open(str(tmp_path / "runs.db"), create=True) as store:
+        store.create_run(run)
+        store.commit(run.id, samples=samples)
+        found, _ = judge_run(store, run, None)
+
+    assert found == build_report(run, make_table([]), samples)
+    assert [key for key, value in found["gpu"][0].items() if value is None] == ["name"]
+    assert found["energy_j"] is not None
+    assert found["load"]["users"] is not None
