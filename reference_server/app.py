@@ -60,7 +60,7 @@ from reference_server.metrics import CONTENT_TYPE, Metrics
 from reference_server.prompt import chat_prompt, one_prompt
 from reference_server.quirks import Quirk
 from reference_server.responses import ResponsesReply
-from reference_server.runner import AbandonedError, Answer, Runner
+from reference_server.runner import AbandonedError, Answer, Runner, Siblings
 from reference_server.script import Script, Speech, write_script
 from reference_server.steps import StepWatch
 from reference_server.telling import BrokenOffError, Choice, Telling, refuse_late, send_body
@@ -345,12 +345,20 @@ class Simulator:
         # A request that a fault has kept waiting reaches the engine only now.
         read_at = truth.read_at if truth.fault is None else time.monotonic()
         answers: list[Answer] = []
-        for ask, script in wanted:
+        siblings = Siblings()
+        for number, (ask, script) in enumerate(wanted):
+            if number % ask.choices == 0:  # another prompt
+                siblings = Siblings(ask.choices)
             # The engine knows no tools.
             reason = "length" if script.finish_reason == "length" else "stop"
             try:
                 answer = self._runner.submit(
-                    ask, script.length, reason, read_at, answer_id=script.text_id
+                    ask,
+                    script.length,
+                    reason,
+                    read_at,
+                    answer_id=script.text_id,
+                    siblings=siblings,
                 )
             except RefusedError:
                 self._abort(answers)

@@ -1,10 +1,11 @@
 """The simulator's ``/metrics``: vLLM's names, types, labels and bucket edges.
 
 Written by hand, since the page is the contract. Only what the simulated engine has is on it: there
-is no multi-modal input, so its counters are absent, not zero, and those of drafted tokens are there
-only where tokens are drafted. What vLLM does not have begins with ``sim:``. Durations are in the
-engine's time (see timeline.py), which the process keeps up to the lateness on the page. As in vLLM,
-an aborted request leaves no trace in the histograms of requests.
+is no multi-modal input, no cache beside the engine's own and no estimate of operations, so their
+counters are absent, not zero, and those of drafted tokens are there only where tokens are drafted.
+What vLLM does not have begins with ``sim:``. Durations are in the engine's time (see timeline.py),
+which the process keeps up to the lateness on the page. As in vLLM, an aborted request leaves no
+trace in the histograms of requests.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ CONTENT_TYPE = "text/plain; version=1.0.0; charset=utf-8"
 
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 _PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
+_CHOICES = (1, 2, 5, 10, 20)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 # fmt: off
 _TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10,
@@ -33,16 +35,35 @@ _LATENESS_S = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.
 
 
 class Gauge:
-    """A value that goes up and down."""
+    """A value that goes up and down.
 
-    def __init__(self, name: str, about: str, **labels: str) -> None:
+    Args:
+        name: as on the page.
+        about: what it tells.
+        others: a further label, which kind `value` is of, and the kinds that are always 0.
+        labels: the labels that all share.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        others: tuple[str, str, tuple[str, ...]] | None = None,
+        **labels: str,
+    ) -> None:
         self.value = 0.0
-        self._name, self._about, self._labels = name, about, labels
+        self._name, self._about, self._labels, self._others = name, about, labels, others
 
     def lines(self) -> Iterator[str]:
         """Its part of the page."""
         yield from _header(self._name, self._about, "gauge")
-        yield _sample(self._name, self._labels, self.value)
+        if self._others is None:
+            yield _sample(self._name, self._labels, self.value)
+            return
+        label, kind, none = self._others
+        yield _sample(self._name, self._labels | {label: kind}, self.value)
+        for other in none:
+            yield _sample(self._name, self._labels | {label: other}, 0.0)
 
 
 class Counter:
@@ -126,8 +147,13 @@ class Metrics:
     def __init__(self, model: str, config: EngineConfig) -> None:
         names = {"engine": "0", "model_name": model}
 
-        def gauge(name: str, about: str, **more: str) -> Gauge:
-            return Gauge(f"vllm:{name}", about, **names, **more)
+        def gauge(
+            name: str,
+            about: str,
+            others: tuple[str, str, tuple[str, ...]] | None = None,
+            **more: str,
+        ) -> Gauge:
+            return Gauge(f"vllm:{name}", about, others, **names, **more)
 
         def counter(
             name: str, about: str, by: tuple[str, tuple[str, ...]] | None = None
@@ -140,8 +166,16 @@ class Metrics:
         self.running = gauge("num_requests_running", "Requests in the batch.")
         self.waiting = gauge("num_requests_waiting", "Requests in the queue.")
         self.waiting_for_capacity = gauge(
-            "num_requests_waiting_by_reason", "Requests in the queue, by reason.", reason="capacity"
+            "num_requests_waiting_by_reason",
+            "Requests in the queue, by reason.",
+            ("reason", "capacity", ("deferred",)),
         )
+        self.awake = gauge(
+            "engine_sleep_state",
+            "Whether the engine is awake.",
+            ("sleep_state", "awake", ("weights_offloaded", "discard_all")),
+        )
+        self.awake.value = 1.0
         self.kv_usage = gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
         self.cache_config = gauge(
             "cache_config_info",
@@ -168,6 +202,11 @@ class Metrics:
             ("source", ("local_compute", "local_cache_hit", "external_kv_transfer")),
         )
         self.cached_tokens = counter("prompt_tokens_cached", "Prompt tokens found in a cache.")
+        self.cached_tokens_by_source = counter(
+            "prompt_tokens_cached_by_source",
+            "Prompt tokens found in a cache, by which.",
+            ("source", ("device", "host", "p2p", "disk", "external_unspecified")),
+        )
         self.generation_tokens = counter("generation_tokens", "Tokens generated.")
         self.finished = counter(
             "request_success",
@@ -197,6 +236,12 @@ class Metrics:
             "Prompt tokens of a request that were not found in a cache.",
             _TOKENS,
         )
+        self.request_longest = histogram(
+            "request_max_num_generation_tokens",
+            "Tokens of the longest answer to a request.",
+            _TOKENS,
+        )
+        self.request_n = histogram("request_params_n", "n as asked for.", _CHOICES)
         self.request_max_tokens = histogram(
             "request_params_max_tokens", "max_tokens as asked for.", _TOKENS
         )
@@ -241,6 +286,11 @@ class Metrics:
             self.drafts = counter("spec_decode_num_drafts", "How often tokens were drafted.")
             self.drafted = counter("spec_decode_num_draft_tokens", "Tokens drafted.")
             self.accepted = counter("spec_decode_num_accepted_tokens", "Of these, accepted.")
+            self.accepted_by_position = counter(
+                "spec_decode_num_accepted_tokens_per_pos",
+                "Of these, by their place in the draft.",
+                ("position", tuple(map(str, range(config.drafts)))),
+            )
         self._drafts_a_step = config.drafts
 
     def count_step(self, step: Step) -> None:
@@ -255,10 +305,14 @@ class Metrics:
         self.cache_queries.add(step.cache_queries)
         self.cache_hits.add(step.cache_hits)
         self.cached_tokens.add(step.cache_hits)
+        self.cached_tokens_by_source.add(step.cache_hits, "device")
         if self._drafts_a_step:
             self.drafts.add(step.drafted // self._drafts_a_step)
             self.drafted.add(step.drafted)
             self.accepted.add(step.accepted)
+            for emitted in step.tokens:
+                for position in range(emitted.tokens - 1):
+                    self.accepted_by_position.add(1, str(position))
 
     def page(self) -> bytes:
         """The page, in Prometheus' text format."""

@@ -36,6 +36,21 @@ class AbandonedError(Exception):
 
 
 @dataclass(slots=True, eq=False)
+class Siblings:
+    """The answers to one prompt, as far as they count as one request.
+
+    Attributes:
+        number: how many.
+        ended: of these, so many are complete.
+        longest: tokens of the longest that is.
+    """
+
+    number: int = 1
+    ended: int = 0
+    longest: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Answer:
     """One sequence under way. Instants are the engine's; None: not yet.
 
@@ -44,6 +59,7 @@ class Answer:
         read_at: its request was read.
         max_tokens: as asked for.
         finish_reason: why it will end.
+        siblings: all answers to its prompt.
         replica: number of the engine that makes it.
         admitted_at: it left the queue, for the first time.
         cached_tokens: of its prompt, found in the prefix cache then.
@@ -59,6 +75,7 @@ class Answer:
     read_at: float
     max_tokens: int
     finish_reason: str
+    siblings: Siblings = field(default_factory=Siblings)
     replica: int = 0
     admitted_at: float | None = None
     cached_tokens: int | None = None
@@ -149,6 +166,7 @@ class Runner:
         read_at: float,
         *,
         answer_id: int | None = None,
+        siblings: Siblings | None = None,
     ) -> Answer:
         """Start an answer.
 
@@ -159,6 +177,7 @@ class Runner:
             read_at: when its request was read.
             answer_id: what the answer's tokens follow from (see `Span`), so that a later prompt
                 that holds it finds it in the prefix cache.
+            siblings: what the answers to its prompt share; None: it is the only one.
 
         Raises:
             RefusedError: the queue is full.
@@ -182,7 +201,9 @@ class Runner:
                 "Please try again later.",
                 "Service Unavailable",
             )
-        answer = Answer(sequence, read_at, ask.max_tokens, finish_reason, replica)
+        answer = Answer(
+            sequence, read_at, ask.max_tokens, finish_reason, siblings or Siblings(), replica
+        )
         self._answers[sequence.id] = answer
         self._in_flight[replica] += 1
         self._woken.set()
@@ -275,6 +296,12 @@ class Runner:
         metrics.request_prompt_tokens.observe(answer.sequence.prompt_tokens)
         metrics.request_generation_tokens.observe(answer.generated)
         metrics.request_max_tokens.observe(answer.max_tokens)
+        siblings = answer.siblings
+        siblings.ended += 1
+        siblings.longest = max(siblings.longest, answer.generated)
+        if siblings.ended == siblings.number:
+            metrics.request_longest.observe(siblings.longest)
+            metrics.request_n.observe(siblings.number)
         metrics.request_preemptions.observe(answer.preemptions)
         computed = answer.sequence.prompt_tokens - (answer.cached_tokens or 0)
         metrics.request_computed_tokens.observe(computed)

@@ -17,6 +17,14 @@ from tests.reference_server.conftest import FIXTURES, chat
 SAMPLE = re.compile(r'([a-z0-9:_]+)\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\} (\S+)')
 
 
+NOT_SIMULATED = {
+    *("vllm:estimated_flops_per_gpu", "vllm:estimated_read_bytes_per_gpu"),
+    "vllm:estimated_write_bytes_per_gpu",
+    *("vllm:external_prefix_cache_queries", "vllm:external_prefix_cache_hits"),
+    *("vllm:mm_cache_queries", "vllm:mm_cache_hits"),
+}
+
+
 def parse(page: str) -> tuple[dict[str, str], dict[str, list[dict[str, str]]]]:
     """Type of each family, and the labels of each sample by its name; nothing is left over."""
     types, samples = {}, defaultdict(list)
@@ -42,6 +50,8 @@ def test_names_types_labels_and_edges_are_vllms() -> None:
     ours = {name: kind for name, kind in types.items() if name.startswith("vllm:")}
 
     assert ours.items() <= vllm_types.items()
+    missing = {name for name in vllm_types if name.startswith("vllm:") and name not in ours}
+    assert {re.sub(r"(_total|_created)$", "", name) for name in missing} == NOT_SIMULATED
     for name in [n for n in samples if n.startswith("vllm:") and n != "vllm:cache_config_info"]:
         there = vllm_samples[name]
         assert all(labels in there for labels in samples[name]), name
@@ -79,6 +89,22 @@ def test_the_page_counts_what_was_served(simulator: str) -> None:
     assert abs(halves - grew("request_inference_time_seconds_sum")) < 1e-9
 
 
+def test_several_answers_are_one_request(simulator: str) -> None:
+    """Of so many choices, and as long as the longest; of two prompts they are two."""
+
+    def read(name: str) -> float:
+        page = httpx.get(f"{simulator}/metrics").text
+        return float(page.split(f'\nvllm:{name}{{engine="0",model_name="tiny"}} ')[1].split()[0])
+
+    names = ["request_params_n_sum", "request_params_n_count"]
+    names += ["request_max_num_generation_tokens_sum", "request_generation_tokens_sum"]
+    before = [read(name) for name in names]
+    fields = {"prompt": ["one", "two"], "n": 2, "max_tokens": 3}
+    httpx.post(f"{simulator}/v1/completions", json=fields)
+
+    assert [read(name) - was for name, was in zip(names, before, strict=True)] == [4, 2, 6, 12]
+
+
 def test_a_value_on_an_edge_belongs_to_the_bucket_below() -> None:
     """``le`` means at most."""
     histogram = Histogram("x", "x", [1, 2])
@@ -111,6 +137,9 @@ def test_drafted_tokens_are_counted_only_where_tokens_are_drafted() -> None:
     assert f"vllm:spec_decode_num_drafts_total{labels} 2.0" in page
     assert f"vllm:spec_decode_num_draft_tokens_total{labels} 4.0" in page
     assert f"vllm:spec_decode_num_accepted_tokens_total{labels} 4.0" in page
+    for position in "01":
+        at = f'{{engine="0",model_name="tiny",position="{position}"}} 2.0'
+        assert f"vllm:spec_decode_num_accepted_tokens_per_pos_total{at}" in page
 
 
 def test_prompt_tokens_are_told_apart_by_source() -> None:
