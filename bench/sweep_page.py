@@ -236,20 +236,15 @@ def summary(levels: Sequence[Level]) -> str:
 
 def _crowded(levels: Sequence[Level]) -> str:
     """Preemptions and waiting of both sides."""
-    head = ("users", "preemptions a request", "mean wait in the queue", "TTFT p50 of the E2E p50")
+    head = ("users", "preemptions a request", "mean wait in the queue", "E2E p50")
     rows = []
     for level in levels:
         sides = (level.measured, level.simulated)
         preempted = " / ".join(_number(seen.preemptions) for seen in sides)
         waited = " / ".join(_milliseconds(seen.queue_s) for seen in sides)
-        shares = " / ".join(_percent(_first_share(seen)) for seen in sides)
-        rows.append((f"**{level.users}**", preempted, waited, shares))
+        lasted = " / ".join(_milliseconds(seen.e2e_p50_s) for seen in sides)
+        rows.append((f"**{level.users}**", preempted, waited, lasted))
     return table(head, rows)
-
-
-def _first_share(seen: Seen) -> float | None:
-    ttft_s = seen.figures.ttft_p50_s
-    return ttft_s / seen.e2e_p50_s if ttft_s is not None and seen.e2e_p50_s else None
 
 
 def _short(value: float) -> str:

@@ -113,10 +113,10 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--users", default="1,2,4,8,16,32,64,128", help="the levels (1,2,4,8,16,32,64,128)")
     add("--fit-users", default="1,4,16", help="those that the cost is fitted to (1,4,16)")
-    add("--small-users", default="16,32,64", help="levels with the small cache (16,32,64)")
+    add("--small-users", default="16,32,64,128", help="those with the small cache (16,32,64,128)")
     add("--small-cache-bytes", type=int, default=12 * 2**20, help="its size (12 MiB)")
-    add("--rounds", type=int, default=2, help="how often each level is measured (2)")
-    add("--seconds", type=int, default=15, help="of each level (15)")
+    add("--rounds", type=int, default=3, help="how often each level is measured (3)")
+    add("--seconds", type=int, default=12, help="of each level, twice with the small cache (12)")
     add("--words", type=int, default=64, help="of a prompt; a word is 1.6 tokens here (64)")
     add("--output-tokens", type=int, default=96, help="of an answer (96)")
     add("--folder", type=Path, help="keep the runs here, or read those that are here")
@@ -402,9 +402,8 @@ def simulate(cell: Cell, input_tokens: Lengths, cost: LinearCost, db: Path, seed
         seed=seed,
     )
     loop = {"users": cell.users, "think_s": 0.0, "ramp_s": cell.ramp_s}
-    requests = closed_loop(
-        Fleet(engine, instants=True), load, **loop, requests=None, duration_s=cell.seconds
-    )
+    fleet = Fleet(engine, instants=True)
+    requests = closed_loop(fleet, load, **loop, requests=None, duration_s=cell.seconds)
     run = Run(
         id=new_run_id(),
         name=cell.name,
@@ -420,7 +419,8 @@ def simulate(cell: Cell, input_tokens: Lengths, cost: LinearCost, db: Path, seed
     )
     kept: list[Served] = []
     with Store.open(str(db), create=True) as store:
-        record_run(store, run, _noted(requests, kept), lambda _: None, caching=False)
+        noted = _noted(requests, kept)
+        record_run(store, run, noted, lambda _: None, caching=False, snapshots=fleet.snapshots)
     waits = [each.queue_s for each in kept if each.queue_s is not None]
     grown = {
         "preemptions": sum(each.preemptions for each in kept),
