@@ -36,7 +36,7 @@ ENGINE = (
 def main() -> None:
     """Measure each step time and print its line."""
     streams = int(sys.argv[1]) if len(sys.argv) > 1 else 256
-    for step in ("50ms", "25ms", "12.8ms", "1us"):
+    for step in ("50ms", "25ms", "12.8ms", "8.5ms", "1us"):
         line(streams, step)
 
 
