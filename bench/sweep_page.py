@@ -69,6 +69,7 @@ class Level:
         requests: that succeeded within the windows of all rounds together.
         failed: that did not.
         rounds: the server, once a round.
+        valid: rounds in which the client found its own measuring sound.
         simulated: the simulator under the same load.
     """
 
@@ -79,6 +80,7 @@ class Level:
     requests: int
     failed: int
     rounds: Sequence[Seen]
+    valid: int
     simulated: Seen
 
     @property
@@ -189,15 +191,15 @@ def _fit(sweep: Sweep) -> str:
 
 
 def _compared(levels: Sequence[Level]) -> str:
-    head = ("users", "requests", "TTFT p50", "TTFT p95", "ITL p50", "tokens/s", "rounds apart")
+    head = ("users", "requests", "TTFT p50", "TTFT p95", "ITL p50", "tokens/s")
     rows = []
     for level in levels:
         users = f"{level.users}" if level.is_fitted else f"**{level.users}**"
         failed = f", {level.failed:,} failed" if level.failed else ""
         cells = [users, f"{level.requests:,}{failed}"]
         cells += [_pair(level, name) for name in COMPARED]
-        rows.append((*cells, _percent(apart(level))))
-    return table(head, rows)
+        rows.append((*cells, _percent(apart(level)), f"{level.valid} of {len(level.rounds)}"))
+    return table((*head, "rounds apart", "rounds valid"), rows)
 
 
 def _pair(level: Level, name: str) -> str:

@@ -344,6 +344,7 @@ def _level(
         output_tokens=tokens["output"],
         requests=sum(ok),
         failed=sum(report["window"]["failed"] for report in reports),
+        valid=sum(report["validity"]["verdict"] == "valid" for report in reports),
         rounds=[_seen(*pair) for pair in zip(reports, cells, strict=True)],
         simulated=Seen.middle(
             [simulate(cells[0], lengths, cost, simulated, seed) for seed in range(SEEDS)]
@@ -401,9 +402,16 @@ def simulate(cell: Cell, input_tokens: Lengths, cost: LinearCost, db: Path, seed
         output_tokens=Lengths(cell.output_tokens, cell.output_tokens),
         seed=seed,
     )
-    loop = {"users": cell.users, "think_s": 0.0, "ramp_s": cell.ramp_s}
     fleet = Fleet(engine, instants=True)
-    requests = closed_loop(fleet, load, **loop, requests=None, duration_s=cell.seconds)
+    requests = closed_loop(
+        fleet,
+        load,
+        users=cell.users,
+        think_s=0.0,
+        ramp_s=cell.ramp_s,
+        requests=None,
+        duration_s=cell.seconds,
+    )
     run = Run(
         id=new_run_id(),
         name=cell.name,

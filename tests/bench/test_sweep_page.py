@@ -47,6 +47,7 @@ def level(users: int, *rounds: Seen, simulated: Seen | None = None, **changes: A
         input_tokens=100.0,
         output_tokens=96.0,
         rounds=rounds or (seen(),),
+        valid=1,
         simulated=simulated or seen(),
     )
 
@@ -117,7 +118,7 @@ def test_the_page_shows_both_sides_and_the_error() -> None:
     assert bold[1] == "40, 3 failed"
     assert bold[4] == "10 / - ms"
     assert bold[5] == "1,050 / 1,176 (+12%)"
-    assert bold[6] == "5%"
+    assert bold[6:] == ["5%", "1 of 2"]
 
 
 def test_the_summary_judges_by_what_the_fit_did_not_see() -> None:
