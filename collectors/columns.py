@@ -13,6 +13,7 @@ import orjson
 import sqlalchemy as sa
 
 from collectors.gaps import GapsBuilder
+from collectors.growing import Growing
 from collectors.schema import EVENT_KINDS, requests
 from collectors.table import NUMERIC, TEXT, Floats, RequestTable, absent
 from collectors.words import Numbering, Words
@@ -86,18 +87,19 @@ class _Numbers:
     """A column of numbers that is read piece by piece."""
 
     def __init__(self) -> None:
-        self._pieces: list[Floats] = [np.empty(0)]
+        self._rows = 0
+        self._kept = Growing(np.float64)
 
     def extend(self, values: Sequence[float | None]) -> None:
-        """Take ``values``, of which ``None`` becomes NaN."""
-        is_absent = values.count(None) == len(values)
-        self._pieces.append(absent(len(values)) if is_absent else np.array(values, np.float64))
+        """Take ``values``, of which ``None`` becomes NaN; nothing is kept before the first."""
+        if len(self._kept) or values.count(None) < len(values):
+            self._kept.extend(absent(self._rows - len(self._kept)))
+            self._kept.extend(values)
+        self._rows += len(values)
 
     def build(self) -> Floats:
         """All that was taken."""
-        if all(piece.strides == (0,) for piece in self._pieces[1:]):
-            return absent(sum(map(len, self._pieces)))
-        return np.concatenate(self._pieces)
+        return self._kept.whole() if len(self._kept) else absent(self._rows)
 
 
 class _Words:
@@ -105,15 +107,15 @@ class _Words:
 
     def __init__(self) -> None:
         self._numbering: Numbering[str | int | None] = Numbering()
-        self._pieces = [np.empty(0, np.int32)]
+        self._kept = Growing(np.int32)
 
     def extend(self, values: Sequence[str | int | None]) -> None:
         """Take ``values``."""
-        self._pieces.append(self._numbering.codes(values))
+        self._kept.extend(self._numbering.codes(values))
 
     def build(self) -> Words[str | int | None]:
         """All that was taken."""
-        return Words(np.concatenate(self._pieces), self._numbering.values)
+        return Words(self._kept.whole(), self._numbering.values)
 
 
 def _settled(table: RequestTable, seq: Floats, attempt: Floats) -> RequestTable:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collectors.errors import StoreError
+from collectors.growing import Growing
 from collectors.words import Rows
 
 Seconds = npt.NDArray[np.float32]
@@ -95,7 +96,7 @@ class GapsBuilder:
     """Takes the gaps of one request after another; then they can be read."""
 
     def __init__(self) -> None:
-        self._counts: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+        self._counts = Growing(np.int64)
         self._kept = bytearray()
         self._file: _File | None = None
 
@@ -106,7 +107,7 @@ class GapsBuilder:
             StoreError: there is no room for the file.
         """
         kept = [blob or b"" for blob in blobs]
-        self._counts.append(np.fromiter((len(blob) // 4 for blob in kept), np.int64, len(kept)))
+        self._counts.extend([len(blob) // 4 for blob in kept])
         self._kept += b"".join(kept)
         if self._file is None and len(self._kept) > 4 * IN_MEMORY:
             self._file = _File()
@@ -116,7 +117,7 @@ class GapsBuilder:
 
     def build(self) -> Gaps:
         """All that were taken."""
-        counts = np.concatenate(self._counts)
+        counts = self._counts.whole()
         source = self._file or np.frombuffer(self._kept, "<f4").astype(np.float32, copy=False)
         return Gaps(source, np.cumsum(counts) - counts, counts)
 
