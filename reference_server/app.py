@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -224,6 +225,9 @@ class Simulator:
         body, read_at = await call.read()
         content_type = call.headers.get("content-type", "")
         asks = read_asks(call.path, content_type, body, self._limits)
+        with suppress(KeyError, ValueError):  # no number: as if it were not there
+            priority = int(call.headers["x-vllm-priority"])
+            asks = [replace(ask, priority=priority) for ask in asks]
         truth = self._open_truth(call, read_at, streamed=asks[0].stream)
         mishap = await self._befall(call, truth)
         if mishap is not None and mishap.kind is Fault.JSON:

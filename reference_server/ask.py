@@ -79,6 +79,7 @@ class Ask:
         shows_reasoning: and that is shown.
         function: the tool it calls; None: it is text.
         stream_interval: tokens an event, after the first one.
+        priority: the lower, the more urgent.
     """
 
     api: Api
@@ -100,6 +101,7 @@ class Ask:
     shows_reasoning: bool = True
     function: Function | None = None
     stream_interval: int = 1
+    priority: int = 0
 
     @property
     def chat(self) -> bool:
@@ -186,6 +188,7 @@ def _read_ask(fields: Fields, api: Api, model: str | None, prompt: Prompt, limit
         shows_reasoning=fields.get("include_reasoning") is not False,
         function=None if plain else _function(fields),
         stream_interval=whole_number(fields, "stream_interval") or 1,
+        priority=whole_number(fields, "priority") or 0,
     )
 
 
@@ -333,7 +336,15 @@ def _as_chat(fields: Fields) -> Fields:
     if isinstance(instructions, str):
         items.insert(0, {"role": "system", "content": instructions})
     tools, choice = fields.get("tools"), fields.get("tool_choice")
-    same = ("stream", "seed", "ignore_eos", "min_tokens", "stop", "chat_template_kwargs")
+    same = (
+        "stream",
+        "seed",
+        "ignore_eos",
+        "min_tokens",
+        "stop",
+        "chat_template_kwargs",
+        "priority",
+    )
     return {
         "messages": items,
         "max_completion_tokens": whole_number(fields, "max_output_tokens"),

@@ -191,6 +191,7 @@ class Runner:
             spans=tuple(Span(*row) for row in spans),
             answer=answer_id,
             seed=ask.seed,
+            priority=ask.priority,
         )
         replica = self._router.choose(sequence, self._in_flight)
         if not self._timelines[replica].arrive(sequence, read_at):

@@ -125,6 +125,7 @@ def record_of(
         seq=int(sequence.id),
         worker=_WORKER,
         scenario=run.scenario,
+        tier="urgent" if sequence.priority < 0 else None,
         model=run.model,
         api=run.api,
         outcome=_OUTCOMES[served.fate],

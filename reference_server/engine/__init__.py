@@ -6,7 +6,7 @@ on which machine (`hardware.py`, `models.py`, `machine.py`), `fit.py` fits that 
 `fleet.py` runs many engines in virtual time.
 """
 
-from reference_server.engine.config import EngineConfig, Preemption, Speculation
+from reference_server.engine.config import EngineConfig, Preemption, Scheduling, Speculation
 from reference_server.engine.cost import LinearCost, RooflineCost
 from reference_server.engine.scheduler import Engine
 from reference_server.engine.sequence import Emitted, Sequence, Span, Step
@@ -18,6 +18,7 @@ __all__ = [
     "LinearCost",
     "Preemption",
     "RooflineCost",
+    "Scheduling",
     "Sequence",
     "Span",
     "Speculation",

@@ -33,7 +33,8 @@ class Run:
         length: tokens of this answer.
         answer: which of its answers, from 0.
         places: sequences it stands for: all answers until the prompt is computed, then one.
-        number: its place in the order of admission, the lowest preempted last; -1: it waits.
+        arrived: its sequence's place in the order in which they came.
+        number: its place in the order of admission; -1: it waits.
         made: tokens made before it last began to decode, that of its prompt's end included.
         goal: tokens to be in the cache before it can (again) decode.
         computed: of these, in the cache.
@@ -51,6 +52,7 @@ class Run:
     length: int
     answer: int = 0
     places: int = 1
+    arrived: int = 0
     number: int = -1
     made: int = 0
     goal: int = 0
@@ -63,6 +65,11 @@ class Run:
     holding: Holding = field(default_factory=Holding)
     text: list[Link] = field(default_factory=list)
     own: int = 0
+
+    @property
+    def urgency(self) -> tuple[int, int, int]:
+        """By which runs are ordered where priorities count, the most urgent first."""
+        return self.sequence.priority, self.arrived, self.answer
 
     @property
     def decodes(self) -> bool:

@@ -18,6 +18,13 @@ class Preemption(StrEnum):
     SWAP = "swap"  # it is moved to the host's memory, and back on return
 
 
+class Scheduling(StrEnum):
+    """Who comes first, where not all can."""
+
+    FCFS = "fcfs"  # in the order they came; the last admitted gives way
+    PRIORITY = "priority"  # the most urgent, of these who came first; the least urgent gives way
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
     """Tokens are drafted cheaply, and a step verifies them all.
@@ -56,6 +63,7 @@ class EngineConfig:
         block_tokens: tokens a block of the KV cache holds.
         prefix_caching: blocks are kept after use, and found by prompts that begin alike.
         preemption: what becomes of a preempted sequence's KV cache.
+        scheduling: who comes first.
         speculation: drafting; None: each step yields one token a sequence.
         cost: what a step takes.
     """
@@ -67,6 +75,7 @@ class EngineConfig:
     block_tokens: int = 16
     prefix_caching: bool = False
     preemption: Preemption = Preemption.RECOMPUTE
+    scheduling: Scheduling = Scheduling.FCFS
     speculation: Speculation | None = None
     cost: StepCost = field(default_factory=LinearCost)
 

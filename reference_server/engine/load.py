@@ -60,6 +60,10 @@ MOST_BITS_REWORDED = 6
 """Of 64 bits of its sketch so many at most differ where a question is asked in other words."""
 
 
+URGENT = -1
+"""Priority of the requests that are more urgent than the others, whose priority is 0."""
+
+
 class Asked(NamedTuple):
     """A request, and what a cache of answers knows its prompt by."""
 
@@ -80,6 +84,7 @@ class Load:
             asks what another one does.
         reworded_ratio: share of the requests that ask one of these in other words: a prompt of its
             own, whose sketch differs from the question's in 1 to `MOST_BITS_REWORDED` bits.
+        urgent_ratio: share of the requests that are more urgent than the others.
         patience_s: a request is given up after so long; None: never.
         seed: all draws follow from it.
     """
@@ -90,6 +95,7 @@ class Load:
     shared_prompts: int = 1
     distinct_prompts: int | None = None
     reworded_ratio: float = 0.0
+    urgent_ratio: float = 0.0
     patience_s: float | None = None
     seed: int = 0
 
@@ -100,6 +106,14 @@ class Load:
 
     def requests(self) -> Iterator[Asked]:
         """Requests without end, numbered from 0."""
+        urgent = random.Random(f"urgent {self.seed}").random
+        for asked in self._prompts():
+            if self.urgent_ratio and urgent() < self.urgent_ratio:
+                asked.sequence.priority = URGENT
+            yield asked
+
+    def _prompts(self) -> Iterator[Asked]:
+        """The same, none more urgent than another."""
         rng = random.Random(self.seed)
         questions = self.distinct_prompts
         for number in count():

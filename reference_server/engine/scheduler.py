@@ -15,6 +15,9 @@ same sequences in the same order give the same steps. The rules, after vLLM's V1
   What the prefix cache has of the prompt is not computed again, but for the last token.
 - A preempted sequence waits before all others; its prompt is then prompt and answer so far. No
   sequence is admitted in a step that preempts.
+- Where priorities count (`Scheduling.PRIORITY`), the most urgent of those that wait is admitted
+  first, and the least urgent of those that run is preempted, as vLLM does it; of equals the one
+  that came last. One that waits takes no running one's place, however urgent it is.
 - Several answers to one prompt share its whole blocks from the step that ends it on; until then
   they count as one sequence that takes several places.
 
@@ -25,13 +28,14 @@ as much as a step, and yields the same (tests compare them).
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import deque
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from operator import attrgetter
 
 from reference_server.engine.batch import Batch, Run, batch_of
-from reference_server.engine.config import EngineConfig, Preemption
+from reference_server.engine.config import EngineConfig, Preemption, Scheduling
 from reference_server.engine.cost import NO_PROMPTS, Prompts
 from reference_server.engine.kvcache import Found, KvCache, Link, links
 from reference_server.engine.sequence import FS, Emitted, Sequence, Span, Step
@@ -102,12 +106,14 @@ class Engine:
         self.config = config or EngineConfig()
         self._kv = KvCache(self.config.blocks, keep=self.config.prefix_caching)
         self._batch: Batch = batch_of(self.config)
+        self._by_priority = self.config.scheduling is Scheduling.PRIORITY
         self._waiting: deque[Run] = deque()
         self._running: dict[int, Run] = {}  # by number, so in the order of admission
         self._places = 0  # sequences that those stand for
         self._partial: Run | None = None  # its prompt has begun, and not ended
         self._at = 0  # number of the next step
         self._admissions = 0
+        self._arrivals = 0
         self._unnamed = 0  # spans that nobody gave an id
         self._ends: list[tuple[int, int, Run]] = []  # a heap: after which step a run is complete
         self._lines: dict[int, tuple[int, int]] = {}  # base and slope in fs, by sequences
@@ -149,14 +155,19 @@ class Engine:
             sequence,
             sequence.output_tokens,
             places=sequence.answers,
+            arrived=self._arrivals,
             goal=sequence.prompt_tokens,
         )
+        self._arrivals += 1
         if config.prefix_caching:
             # A prompt of which nothing is said is like no other.
             spans = sequence.spans or (Span(self._name(), sequence.prompt_tokens),)
             run.text = links(spans, config.block_tokens)
             run.own = self._name() if sequence.answer is None else sequence.answer
-        self._waiting.append(run)
+        if self._by_priority:
+            insort(self._waiting, run, key=attrgetter("urgency"))
+        else:
+            self._waiting.append(run)
         self._by_id[sequence.id] = [run]
         return True
 
@@ -302,6 +313,7 @@ class Engine:
                 sequence,
                 length,
                 answer,
+                arrived=run.arrived,
                 made=1,
                 goal=run.goal,
                 text=run.text,
@@ -369,14 +381,21 @@ class Engine:
             plan.ended.append(run)
 
     def _preempt(self, plan: _Plan) -> None:
-        """Send the sequence admitted last back to the head of the queue."""
-        _, run = self._running.popitem()
+        """Send the sequence admitted last, or the least urgent one, back to the queue."""
+        if self._by_priority:
+            run = max(self._running.values(), key=attrgetter("urgency"))
+            del self._running[run.number]
+        else:
+            _, run = self._running.popitem()
         in_cache = self._vacate(run)
         if self.config.preemption is Preemption.SWAP:
             run.swapped = in_cache
             plan.swapped += in_cache
         run.goal = run.sequence.prompt_tokens + run.made
-        self._waiting.appendleft(run)
+        if self._by_priority:
+            insort(self._waiting, run, key=attrgetter("urgency"))
+        else:
+            self._waiting.appendleft(run)
         plan.done.preempted.append(run)
 
     def _vacate(self, run: Run) -> int:

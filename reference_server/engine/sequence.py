@@ -38,6 +38,7 @@ class Sequence:
             any other prompt.
         answer: id of the (first) answer's tokens; None: no later prompt holds them.
         seed: which of the drafted tokens are accepted follows from it.
+        priority: the lower, the more urgent; without meaning where who came first comes first.
     """
 
     id: str | int
@@ -47,6 +48,7 @@ class Sequence:
     spans: tuple[Span, ...] = ()
     answer: int | None = None
     seed: int = 0
+    priority: int = 0
 
     @property
     def answers(self) -> int:

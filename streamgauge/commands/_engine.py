@@ -15,6 +15,7 @@ from reference_server.engine import (
     LinearCost,
     Preemption,
     RooflineCost,
+    Scheduling,
     Speculation,
 )
 from reference_server.engine.cost import QUANTIZATIONS, quantization_named
@@ -45,6 +46,9 @@ ENGINE_SETTINGS = (
             "keep blocks after use, to be found by prompts that begin alike."),
     Setting("--preemption", "preemption", click.Choice([mode.value for mode in Preemption]),
             _ENGINE.preemption.value, "what becomes of the cache of a preempted sequence."),
+    Setting("--scheduling-policy", "scheduling",
+            click.Choice([policy.value for policy in Scheduling]), _ENGINE.scheduling.value,
+            "who comes first: in the order they came, or by the priority that requests give."),
 )  # fmt: skip
 COST_SETTINGS = (
     Setting("--prefill-base", "prefill_base_s", Duration(), _COST.prefill_base_s,
@@ -119,6 +123,7 @@ def engine_of(ctx: click.Context, model: str, options: dict[str, Any]) -> Engine
     speculation = Speculation(**chosen(options, SPECULATION_SETTINGS)) if drafts else None
     engine = chosen(options, ENGINE_SETTINGS) | {
         "preemption": Preemption(options["preemption"]),
+        "scheduling": Scheduling(options["scheduling"]),
         "speculation": speculation,
     }
     if options["gpu"] is None:

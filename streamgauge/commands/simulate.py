@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from reference_server.engine import Scheduling
 from reference_server.engine.load import MOST_BITS_REWORDED
 from reference_server.engine.responses import NEAR_DUPLICATE_BITS, ResponseCacheConfig
 from reference_server.engine.routing import Routing
@@ -55,6 +56,8 @@ _LOAD_SETTINGS = (
     Setting("--reworded", "reworded_ratio", SHARE, 0.0,
             "share of the requests that ask one of these in other words: another prompt, whose "
             f"sketch differs in 1 to {MOST_BITS_REWORDED} bits."),
+    Setting("--urgent", "urgent_ratio", SHARE, 0.0,
+            "share of the requests that are more urgent than the others."),
     Setting("--timeout-total", "patience_s", Duration(), None,
             "a request is given up after so long."),
     Setting("--seed", "seed", int, 0, "all that is drawn follows from it."),
@@ -197,6 +200,11 @@ def _check_load(ctx: click.Context, options: dict[str, Any]) -> None:
             raise click.UsageError("--shared-prompts needs --shared-tokens.")
         if setting.field == "reworded_ratio" and options["distinct_prompts"] is None:
             raise click.UsageError("--reworded needs --distinct-prompts.")
+    by_priority = options["scheduling"] == Scheduling.PRIORITY
+    if by_priority != bool(options["urgent_ratio"]):
+        raise click.UsageError(
+            "--scheduling-policy priority and --urgent have no effect without each other."
+        )
     for setting in given(ctx, _FLEET_SETTINGS):
         if setting.field == "response_cache" and options["distinct_prompts"] is None:
             raise click.UsageError(
@@ -222,7 +230,7 @@ def _load(options: dict[str, Any]) -> Any:
     from reference_server.engine.load import Lengths, Load
 
     names = {"shared_tokens", "shared_prompts", "patience_s", "seed"}
-    names |= {"distinct_prompts", "reworded_ratio"}
+    names |= {"distinct_prompts", "reworded_ratio", "urgent_ratio"}
     fields = {
         name: value for name, value in chosen(options, _LOAD_SETTINGS).items() if name in names
     }

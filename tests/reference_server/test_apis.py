@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -420,6 +422,39 @@ def test_a_full_queue_can_be_told_inside_a_stream() -> None:
 
     assert (refused.status_code, error["error"]["code"], end) == (200, 503, "[DONE]")
     assert whole.status_code == 503
+
+
+def test_the_urgent_are_served_first() -> None:
+    """One place: of those that wait the one with the lowest number, however it says so."""
+    options = ("--max-num-seqs", "1", "--scheduling-policy", "priority", "--decode-base", "2ms")
+    asks: list[tuple[str, dict[str, int], dict[str, str]]] = [
+        ("later", {"priority": 3}, {}),
+        ("normal", {}, {}),
+        ("urgent", {}, {"X-Vllm-Priority": "-2"}),
+    ]
+    long = {"prompt": "a", "max_tokens": 5000, "stream": True}
+    with SimProcess("--model", "tiny", *options) as process, ThreadPoolExecutor() as pool:
+        url = process.url
+        with httpx.stream("POST", url + PLAIN, json=long) as first:
+            pieces = first.iter_bytes()  # kept, since a generator that goes closes the answer
+            next(pieces)
+            for waiting, (name, fields, header) in enumerate(asks):
+                wait_for(partial(is_waiting, url, waiting))
+                pool.submit(
+                    httpx.post,
+                    url + PLAIN,
+                    json={"prompt": "a", "max_tokens": 5, **fields},
+                    headers={"X-Request-Id": name, **header},
+                )
+            wait_for(partial(is_waiting, url, 3))
+        wait_for(lambda: len(httpx.get(f"{url}/truth").json()["requests"]) == 4)
+        ended = [row["id"] for row in httpx.get(f"{url}/truth").json()["requests"]]
+
+    assert ended[1:] == ["urgent", "normal", "later"]
+
+
+def is_waiting(url: str, number: int) -> bool:
+    return gauge(url, "num_requests_waiting") == number
 
 
 def test_only_this_machine_may_set_faults() -> None:

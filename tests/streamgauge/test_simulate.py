@@ -124,6 +124,25 @@ def test_the_fleets_state_is_kept_beside_the_requests(tmp_path: Path) -> None:
     assert {count for count, _ in found.values()} <= set(range(9, 14)), "ten seconds of requests"
 
 
+def test_the_urgent_wait_less(tmp_path: Path) -> None:
+    """One in five, where there is a queue; they stand in a tier of their own."""
+    db = tmp_path / "a.db"
+    simulate(
+        db,
+        *("--rate", "30", "--max-num-seqs", "4", "--urgent", "0.2", *SMALL),
+        *("--scheduling-policy", "priority"),
+    )
+    with sqlite3.connect(db) as connection:
+        rows = connection.execute(
+            "select tier, count(*), avg(first_token_at_s - due_at_s) from requests group by tier"
+        ).fetchall()
+    (normal, _, normal_s), (urgent, count, urgent_s) = sorted(rows, key=lambda row: row[0] or "")
+
+    assert (normal, urgent) == (None, "urgent")
+    assert 40 < count < 80
+    assert urgent_s < normal_s / 2
+
+
 def test_it_can_be_judged(tmp_path: Path) -> None:
     """An SLA file, and the exit code of a check."""
     sla = tmp_path / "a.yaml"
@@ -145,6 +164,8 @@ def test_it_can_be_judged(tmp_path: Path) -> None:
         (["--users", "1", "--requests", "1", "--arrivals", "gamma"], "--arrivals needs --rate."),
         (["--rate", "1", "--requests", "1", "--burstiness", "2"], "needs --arrivals gamma"),
         (["--rate", "1", "--requests", "1", "--shared-prompts", "2"], "needs --shared-tokens"),
+        ([*ONE, "--urgent", "0.5"], "have no effect without each other."),
+        ([*ONE, "--scheduling-policy", "priority"], "have no effect without each other."),
         ([*ONE, "--reworded", "0.5"], "--reworded needs --distinct-prompts."),
         ([*ONE, "--response-cache", "exact"], "--response-cache needs --distinct-prompts,"),
         ([*ONE, "--response-cache-size", "5"], "--response-cache-size needs --response-cache."),

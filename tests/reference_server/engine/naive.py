@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from reference_server.engine.config import EngineConfig, Preemption
+from reference_server.engine.config import EngineConfig, Preemption, Scheduling
 from reference_server.engine.cost import Prompts
 from reference_server.engine.sequence import FS, Sequence
 
@@ -34,6 +34,7 @@ class Answer:
     index: int
     prompt: Text
     places: int
+    came: int = 0
     made: int = 0
     goal: int = 0
     computed: int = 0
@@ -72,6 +73,10 @@ class Happened:
     free: int
 
 
+def urgency(answer: Answer) -> tuple[int, int, int]:
+    return answer.sequence.priority, answer.came, answer.index
+
+
 class NaiveEngine:
     """Sequences in, steps out."""
 
@@ -82,13 +87,21 @@ class NaiveEngine:
         self.known: dict[Text, Block] = {}
         self.waiting: list[Answer] = []
         self.running: list[Answer] = []
+        self.came = 0
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence."""
         spans = sequence.spans or ((("prompt of", sequence.id), sequence.prompt_tokens),)
         prompt = tuple((name, token) for name, tokens in spans for token in range(tokens))
-        answer = Answer(sequence, 0, prompt, sequence.answers, goal=len(prompt))
+        self.came += 1
+        answer = Answer(sequence, 0, prompt, sequence.answers, self.came, goal=len(prompt))
         self.waiting.append(answer)
+        self.sort()
+
+    def sort(self) -> None:
+        """Those that wait stand in the order they came, unless some are more urgent."""
+        if self.config.scheduling is Scheduling.PRIORITY:
+            self.waiting.sort(key=urgency)
 
     def abort(self, name: Any) -> None:
         """Forget a sequence."""
@@ -163,7 +176,11 @@ class NaiveEngine:
         return -(-tokens // self.config.block_tokens) - len(answer.blocks)
 
     def preempt(self) -> Answer:
-        answer = self.running.pop()
+        if self.config.scheduling is Scheduling.PRIORITY:
+            answer = max(self.running, key=urgency)
+        else:
+            answer = self.running[-1]
+        self.running.remove(answer)
         in_cache = self.in_cache(answer)
         self.publish(answer, in_cache)
         self.free(answer)
@@ -173,6 +190,7 @@ class NaiveEngine:
         answer.computed = 0
         answer.goal = len(answer.text)
         self.waiting.insert(0, answer)
+        self.sort()
         return answer
 
     def step(self) -> Happened:
@@ -269,7 +287,7 @@ class NaiveEngine:
         sequence, started = answer.sequence, [answer]
         whole = answer.goal // self.config.block_tokens
         for index in range(1, answer.places):
-            other = Answer(sequence, index, answer.prompt, 1, answer.made, answer.goal)
+            other = Answer(sequence, index, answer.prompt, 1, answer.came, answer.made, answer.goal)
             other.computed = answer.computed
             other.blocks = answer.blocks[:whole]
             for block in other.blocks:

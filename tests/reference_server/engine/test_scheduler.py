@@ -23,6 +23,7 @@ from reference_server.engine import (
     EngineConfig,
     Preemption,
     RooflineCost,
+    Scheduling,
     Sequence,
     Span,
     Speculation,
@@ -182,8 +183,40 @@ TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(SLOWLY, max_examples=60, stateful_step_count=40)
 
 
+def test_the_urgent_come_first_and_the_others_give_way() -> None:
+    """One place: by priority, of equals by arrival. A tight cache: the least urgent leaves it."""
+    by_priority = EngineConfig(
+        max_num_seqs=3,
+        kv_cache_tokens=48,
+        block_tokens=16,
+        cost=COST,
+        scheduling=Scheduling.PRIORITY,
+    )
+    one_place = Engine(replace(by_priority, max_num_seqs=1))
+    for name, priority in [("a", 1), ("b", 0), ("c", -5), ("d", 0)]:
+        assert one_place.submit(sequence(name, 4, 2, priority=priority))
+    admitted: list[Any] = []
+    while not one_place.idle:
+        admitted += one_place.step().admitted
+
+    tight = Engine(by_priority)
+    for name, priority in [("least", 2), ("most", -2), ("between", 0)]:
+        assert tight.submit(sequence(name, 15, 20, priority=priority))
+    preempted: list[Any] = []
+    finished: list[Any] = []
+    while not tight.idle:
+        step = tight.step()
+        preempted += step.preempted
+        finished += [emitted.id for emitted in step.tokens if emitted.finished]
+
+    assert admitted == ["c", "b", "d", "a"]
+    assert preempted[0] == "least"
+    assert "most" not in preempted
+    assert finished == ["most", "between", "least"]
+
+
 @SLOWLY
-@given(configs(), loads(answers=1))
+@given(configs(scheduling=Scheduling.FCFS), loads(answers=1))
 def test_the_queue_is_first_come_first_served(config: EngineConfig, load: list[Event]) -> None:
     """Nobody overtakes, however well a later one would fit; but one preempted goes first."""
     admitted = [name for _, step in play(Engine(config), load) for name in step.admitted]

@@ -11,6 +11,7 @@ from reference_server.engine import (
     EngineConfig,
     LinearCost,
     Preemption,
+    Scheduling,
     Sequence,
     Span,
     Speculation,
@@ -53,6 +54,7 @@ def configs(draw: st.DrawFn, **fixed: Any) -> EngineConfig:
         "block_tokens": draw(st.sampled_from([1, 2, 4, 5, 8, 16])),
         "prefix_caching": draw(st.booleans()),
         "preemption": draw(st.sampled_from(Preemption)),
+        "scheduling": draw(st.sampled_from(Scheduling)),
         "speculation": draw(st.none() | speculation),
         "cost": COST,
     }
@@ -97,6 +99,7 @@ def _sequence(draw: st.DrawFn, number: int, begin: tuple[Span, ...], answers: in
         spans=tuple(spans),
         answer=5000 + number,
         seed=draw(st.integers(0, 9)),
+        priority=draw(st.integers(-1, 1)),
     )
 
 
