@@ -23,6 +23,7 @@ from collectors.store import Store
 from reference_server.engine import EngineConfig
 from reference_server.metrics import Metrics
 from reference_server.vllm_process import MODEL_NAME, VllmProcess, ensure_tiny_model
+from tests.reference_server.conftest import recorded
 from tests.reference_server.test_metrics import parse
 
 pytestmark = [pytest.mark.vllm, pytest.mark.needs("vllm"), pytest.mark.usefixtures("logs_apart")]
@@ -102,6 +103,30 @@ def test_a_completion_streams_its_text(server: VllmProcess) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
     assert all(chunk["object"] == "text_completion" for chunk in chunks)
     assert not any(chunk.get("usage") for chunk in chunks)
+
+
+def test_several_prompts_have_several_choices_each(server: VllmProcess) -> None:
+    """Counted through, prompt by prompt; the second choice says what the next seed's first does."""
+    asked = {"max_tokens": 4, "ignore_eos": True, "seed": 1}
+    status, text = post(server, "/v1/completions", prompt=["Once", "Twice"], n=2, **asked)
+    lone = post(server, "/v1/completions", prompt="Twice", **{**asked, "seed": 2})[1]
+    choices = json.loads(text)["choices"]
+    assert status == 200
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    assert choices[3]["text"] == json.loads(lone)["choices"][0]["text"]
+    assert json.loads(text)["usage"]["completion_tokens"] == 16
+
+
+def test_messages_are_told_in_the_simulators_events(server: VllmProcess) -> None:
+    """The same events with the same keys, one delta a token."""
+    body = {"messages": QUESTION, "max_tokens": 4, "stream": True}
+    there = [line for line in post(server, "/v1/messages", **body)[1].split("\n") if line]
+    here = [line for line in recorded("messages, stream").split("\n") if line]
+
+    def shapes(lines: list[str]) -> list[str]:
+        return [re.sub(r'(":)("[^"]*"|\d+)', r"\1", line) for line in lines]
+
+    assert shapes(there) == shapes(here)
 
 
 def test_a_wrong_model_is_refused_by_name(server: VllmProcess) -> None:
