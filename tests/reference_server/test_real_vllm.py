@@ -25,6 +25,7 @@ from reference_server.metrics import Metrics
 from reference_server.vllm_process import MODEL_NAME, VllmProcess, ensure_tiny_model
 from tests.reference_server.conftest import recorded
 from tests.reference_server.test_metrics import parse
+from tests.reference_server.test_simulator import shape
 
 pytestmark = [pytest.mark.vllm, pytest.mark.needs("vllm"), pytest.mark.usefixtures("logs_apart")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,15 +119,16 @@ def test_several_prompts_have_several_choices_each(server: VllmProcess) -> None:
 
 
 def test_messages_are_told_in_the_simulators_events(server: VllmProcess) -> None:
-    """The same events with the same keys, one delta a token."""
+    """The same events with the same keys in the same order, however many deltas there are."""
     body = {"messages": QUESTION, "max_tokens": 4, "stream": True}
-    there = [line for line in post(server, "/v1/messages", **body)[1].split("\n") if line]
-    here = [line for line in recorded("messages, stream").split("\n") if line]
+    there = post(server, "/v1/messages", **body)[1]
 
-    def shapes(lines: list[str]) -> list[str]:
-        return [re.sub(r'(":)("[^"]*"|\d+)', r"\1", line) for line in lines]
+    def told(text: str) -> list[str]:
+        data = [line.removeprefix("data: ") for line in text.splitlines() if line[:5] == "data:"]
+        events = [json.loads(line) for line in data]
+        return list(dict.fromkeys(f"{event['type']} {shape(event)}" for event in events))
 
-    assert shapes(there) == shapes(here)
+    assert told(there) == told(recorded("messages, stream"))
 
 
 def test_a_wrong_model_is_refused_by_name(server: VllmProcess) -> None:
