@@ -18,7 +18,7 @@ from collectors.schema import EVENT_KINDS, requests
 from collectors.table import NUMERIC, TEXT, Floats, RequestTable, absent
 from collectors.words import Numbering, Words
 
-_CHUNK = 2_000  # rows held as Python objects at a time; more is slower (garbage collection)
+_CHUNK = 500  # rows held as Python objects at a time; with long answers each is 100 kB of gaps
 _TIES = ("seq", "attempt")  # what tells requests due in the same instant apart, after the worker
 _NUMBERS = (*NUMERIC, "output_events", *_TIES)
 _WORDS = (*(name for name in TEXT if name != "worker"), "worker_key", "flags")

@@ -32,6 +32,7 @@ PORTION = 2**21
 """Gaps in a portion, or about; a request that has more is one by itself."""
 
 _REQUESTS = 2**14  # in a portion at most; what is worked out for each of them takes memory too
+_HOLE = 2**10  # gaps of others that are read along rather than left out, where they lie between
 
 
 class _Source(Protocol):
@@ -65,15 +66,10 @@ class Gaps:
         return int(self.counts.sum())
 
     def portions(self) -> Iterator[tuple[slice, Seconds]]:
-        """Neighbouring requests and their gaps, one portion after another, until all have passed.
-
-        What is read for a portion lies close together in the source, save where requests were put
-        into an order of their own.
-        """
+        """Neighbouring requests and their gaps, a portion at a time, until all have passed."""
         if not len(self):
             return
-        reached = np.maximum.accumulate(self.starts + self.counts)
-        portion = reached // PORTION + np.arange(len(self)) // _REQUESTS
+        portion = np.cumsum(self.counts) // PORTION + np.arange(len(self)) // _REQUESTS
         edges = (0, *(np.flatnonzero(np.diff(portion)) + 1).tolist(), len(self))
         for first, last in pairwise(edges):
             yield slice(first, last), self[first:last].whole()
@@ -84,12 +80,25 @@ class Gaps:
         starts, counts = self.starts[has_any], self.counts[has_any]
         if not len(counts):
             return np.empty(0, np.float32)
-        first, last = int(starts.min()), int((starts + counts).max())
-        span = self._source[first:last]
         if np.array_equal(starts[1:], starts[:-1] + counts[:-1]):
-            return span
-        where = np.repeat(starts - first - (np.cumsum(counts) - counts), counts)
-        return span[where + np.arange(len(where))]
+            return self._source[int(starts[0]) : int(starts[-1] + counts[-1])]
+        spans, starts = self._spans(starts, counts)
+        where = np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        return np.concatenate(spans)[where + np.arange(len(where))]
+
+    def _spans(
+        self, starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+    ) -> tuple[list[Seconds], npt.NDArray[np.int64]]:
+        """What lies close together, read as one, and where in all of it each request's begin."""
+        order = np.argsort(starts)
+        begins = starts[order]
+        ends = np.maximum.accumulate(begins + counts[order])
+        cuts = np.flatnonzero(begins[1:] - ends[:-1] > _HOLE)
+        begins, ends = begins[np.append(0, cuts + 1)], ends[np.append(cuts, len(ends) - 1)]
+        spans = [self._source[a:b] for a, b in zip(begins.tolist(), ends.tolist(), strict=True)]
+        lengths = ends - begins
+        moved = np.cumsum(lengths) - lengths - begins
+        return spans, starts + moved[np.searchsorted(begins, starts, "right") - 1]
 
 
 class GapsBuilder:

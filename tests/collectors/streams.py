@@ -67,6 +67,7 @@ def small_portions() -> Iterator[None]:
         patch.setattr(gaps, "IN_MEMORY", 2)
         patch.setattr(gaps, "PORTION", 5)
         patch.setattr(gaps, "_REQUESTS", 4)
+        patch.setattr(gaps, "_HOLE", 1)
         patch.setattr(pooled, "SORTED", 0)
         patch.setattr(pooled, "_LOW", 16)
         yield

@@ -198,6 +198,28 @@ def test_a_span_of_requests_is_what_a_mask_finds(
         assert columns_of(table.select(mask)) == expected
 
 
+@given(
+    st.lists(st.integers(0, 4), max_size=12).flatmap(
+        lambda counts: st.tuples(st.just(counts), st.lists(st.integers(0, max(0, len(counts) - 1))))
+    )
+)
+def test_gaps_are_read_in_any_order(case: tuple[list[int], list[int]]) -> None:
+    """Requests in any order, left out or repeated, have their own gaps, of a file or of memory."""
+    counts, rows = case
+    own = [[float(10 * i + j) for j in range(n)] for i, n in enumerate(counts)]
+    rows = rows if counts else []
+    expected = [gap for row in rows for gap in own[row]]
+
+    assert _gaps(own)[np.array(rows, np.int64)].whole().tolist() == expected
+    with small_portions():
+        chosen = _gaps(own)[np.array(rows, np.int64)]
+        portions = list(chosen.portions())
+    assert [gap for _, gaps in portions for gap in gaps.tolist()] == expected
+    assert [i for own_rows, _ in portions for i in range(len(rows))[own_rows]] == [
+        *range(len(rows))
+    ]
+
+
 def test_memory_does_not_grow_with_the_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten times the gaps (8 MB for 0.8) take less than one MB more to measure."""
     monkeypatch.setattr(gaps, "IN_MEMORY", 2**16)
