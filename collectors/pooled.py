@@ -24,9 +24,7 @@ from collectors.words import Bools
 SORTED = 2**22
 """Values that are sorted; more are counted."""
 
-_LOW = (
-    20  # bits of a float32 below those that name its bucket: a bucket spans an eighth of an octave
-)
+_LOW = 20  # bits of a float32 below those that name its bucket: an eighth of an octave
 
 Keys = npt.NDArray[np.uint32]
 Counts = npt.NDArray[np.int64]

@@ -151,6 +151,20 @@ def test_pooled_gaps_are_covered() -> None:
     assert wrong / 200 <= 0.05
 
 
+def test_the_mean_of_pooled_gaps_is_covered() -> None:
+    """The mean gap is 1.1 s; its interval rests on requests, not gaps, and holds it as it says."""
+    rng = np.random.default_rng(13)
+    held = 0
+    for _ in range(200):
+        mean = _streams(rng, 200, 50).mean()
+        assert mean is not None
+        low, high = mean.interval()
+        held += low <= 1.1 <= high
+
+    assert 0.9 <= held / 200 <= 0.99
+    assert 100 < (mean.n_eff or 0) < 800  # of 10 000 gaps
+
+
 def test_few_streams_count_as_one_each() -> None:
     """Gaps of 19 requests count as 19 observations: p99 of them has no upper end."""
     found = Percentile.of(_streams(np.random.default_rng(11), 19, 1000), 0.99)
