@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
-from itertools import islice
-from operator import xor
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 HASH_BYTES = 16
@@ -39,15 +39,10 @@ Prompt = str | Sequence[Mapping[str, Any]]
 """Text, or the list of messages."""
 
 _PIECES = 8
-_MAX_WORDS = 8192  # values kept, half a kilobyte each
+_MAX_WORDS = 8192  # values kept
 _MAX_PROMPTS_CHARS = 1 << 20
-_LANE_BYTES = 2  # a counter a bit, side by side in one long integer: no carry below 65,536
-_LANES_BYTES = _LANE_BYTES * SKETCH_BITS
-_ONES = int.from_bytes(b"\0\1" * SKETCH_BITS, "big")
-_LANES = tuple(b"".join(b"\0\1" if b == "1" else b"\0\0" for b in f"{n:08b}") for n in range(256))
-"""For each byte its bits, each in a lane of its own."""
-
-_TOP_BIT = b"0" * 128 + b"1" * 128
+_VALUE_BYTES = SKETCH_BITS // 8
+_NO_VALUES = np.empty((2, 0), np.uint64)
 
 
 class Fingerprints:
@@ -59,8 +54,9 @@ class Fingerprints:
 
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
-        self._firsts: dict[str, int] = {}  # values of words, as the first of a pair and the second
-        self._seconds: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}  # of words, in the order they were learnt
+        self._values = _NO_VALUES  # in that order; a row for firsts of a pair, one for seconds
+        self._link = blake2b(key=salt, digest_size=HASH_BYTES, person=b"link")
         self._prompts: dict[str | bytes, tuple[str, int | None]] = {}
         self._prompts_chars = 0
 
@@ -84,7 +80,7 @@ class Fingerprints:
 
     def answer(self) -> AnswerChain:
         """A chain for one answer."""
-        return AnswerChain(self._salt)
+        return AnswerChain(self._salt, self._link)
 
     def _hash(self, canonical: str | bytes) -> str:
         kind, data = b"messages", canonical
@@ -99,33 +95,37 @@ class Fingerprints:
         other of the second's. A bit of the sketch is what most pairs have there.
         """
         words = [*_words(_sampled(text)), ""]
+        if len(words) == 1:
+            return None
         try:
-            votes = self._votes(words)
+            numbers = self._numbered(words)
         except KeyError:
             self._learn(words)
-            votes = self._votes(words)
-        pairs = len(words) - 1
-        # A majority of the votes for a bit carries into the top of its lane.
-        tops = (votes + _ONES * (0x7FFF - pairs // 2)).to_bytes(_LANES_BYTES, "big")[::_LANE_BYTES]
-        return int(tops.translate(_TOP_BIT), 2) if pairs else None
+            numbers = self._numbered(words)
+        firsts, seconds = self._values
+        pairs = firsts[numbers[:-1]] ^ seconds[numbers[1:]]
+        bits = np.unpackbits(pairs.view(np.uint8).reshape(-1, _VALUE_BYTES), axis=1)
+        votes = bits.sum(axis=0, dtype=np.uint16)  # of no more pairs than a sketch looks at
+        return int.from_bytes(np.packbits(votes > len(pairs) // 2).tobytes(), "big")
 
-    def _votes(self, words: list[str]) -> int:
-        """For each bit how many pairs have it, each in its lane."""
-        firsts = map(self._firsts.__getitem__, words)
-        seconds = map(self._seconds.__getitem__, islice(words, 1, None))
-        return sum(map(xor, firsts, seconds))
+    def _numbered(self, words: list[str]) -> npt.NDArray[np.intp]:
+        return np.fromiter(map(self._numbers.__getitem__, words), np.intp, len(words))
 
     def _learn(self, words: list[str]) -> None:
-        if len(self._firsts) > _MAX_WORDS:
-            self._firsts.clear()
-            self._seconds.clear()
-        for word in set(words).difference(self._firsts):
-            digest = blake2b(
-                _encoded(word), key=self._salt, digest_size=2 * SKETCH_BITS // 8, person=b"word"
-            ).digest()
-            lanes = b"".join(map(_LANES.__getitem__, digest))
-            self._firsts[word] = int.from_bytes(lanes[:_LANES_BYTES], "big")
-            self._seconds[word] = int.from_bytes(lanes[_LANES_BYTES:], "big")
+        if len(self._numbers) > _MAX_WORDS:
+            self._numbers.clear()
+            self._values = _NO_VALUES
+        new = [word for word in dict.fromkeys(words) if word not in self._numbers]
+        self._numbers.update((word, n) for n, word in enumerate(new, len(self._numbers)))
+        digests = b"".join(self._value(word) for word in new)
+        values = np.frombuffer(digests, np.uint64).reshape(-1, 2)
+        self._values = np.hstack((self._values, values.T))
+
+    def _value(self, word: str) -> bytes:
+        """Two random values of a word: as the first of a pair, and as the second."""
+        return blake2b(
+            _encoded(word), key=self._salt, digest_size=2 * _VALUE_BYTES, person=b"word"
+        ).digest()
 
 
 class AnswerChain:
@@ -136,13 +136,15 @@ class AnswerChain:
     and less than a block.
     """
 
-    __slots__ = ("_kind", "_last", "_links", "_pieces", "_rest", "_salt")
+    __slots__ = ("_kind", "_last", "_link", "_links", "_pieces", "_rest", "_salt")
 
     _MAX_PIECES = 64
     _LONG = 4096
 
-    def __init__(self, salt: bytes) -> None:
+    def __init__(self, salt: bytes, link: Any = None) -> None:
         self._salt = salt
+        # A hash that has taken its parameters; copying it costs a third of making one.
+        self._link = link or blake2b(key=salt, digest_size=HASH_BYTES, person=b"link")
         self._kind = 0
         self._pieces: list[str] = []
         self._rest = b""  # less than a block
@@ -167,15 +169,12 @@ class AnswerChain:
         self._pieces = []
         whole = len(data) - len(data) % BLOCK_BYTES
         for start in range(0, whole, BLOCK_BYTES):
-            self._last = self._hashed(data[start : start + BLOCK_BYTES], b"link")
+            link = self._link.copy()
+            link.update(self._last + data[start : start + BLOCK_BYTES])
+            self._last = link.digest()
             if len(self._links) < MAX_LINKS * LINK_BYTES:
                 self._links += self._last[:LINK_BYTES]
         self._rest = data[whole:]
-
-    def _hashed(self, block: bytes, kind: bytes) -> bytes:
-        return blake2b(
-            self._last + block, key=self._salt, digest_size=HASH_BYTES, person=kind
-        ).digest()
 
     def result(self) -> tuple[str | None, bytes | None]:
         """Hash of all that was said (32 hex digits), and the links, one a whole block.
@@ -185,7 +184,10 @@ class AnswerChain:
         self._fold()
         if not self._kind:
             return None, None
-        return self._hashed(self._rest, b"answer").hex(), bytes(self._links)
+        whole = blake2b(
+            self._last + self._rest, key=self._salt, digest_size=HASH_BYTES, person=b"answer"
+        )
+        return whole.hexdigest(), bytes(self._links)
 
 
 def common_prefix_bytes(one: bytes, other: bytes) -> int:
