@@ -16,6 +16,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgpack
@@ -24,11 +25,11 @@ from collectors.errors import BatchError, RecordError
 from collectors.records import Outcome, OutputEvents, RequestRecord, TokenSource
 from collectors.samples import Sample
 
-FORMAT = 2
+FORMAT = 3
 """First element of a packed batch; raised when its layout changes."""
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-"""A longer frame is not ours: 256 records of 60,000 output events each."""
+"""A longer frame is not ours: 64 records of 250,000 output events each."""
 
 _LENGTH = struct.Struct(">I")
 _HEAD_LENGTH = 4  # elements: the format and the fields of Head
@@ -37,8 +38,7 @@ _FLOAT_BYTES = 4
 _HEAD_BYTES = 1024  # enough for any head
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRequest:
+class OpenRequest(NamedTuple):
     """A request that is not over yet: what becomes of it if its load process dies now.
 
     Instants are seconds since the run began, ``None`` where not reached, as in
@@ -46,8 +46,8 @@ class OpenRequest:
     """
 
     seq: int
-    attempt: int = 0
     due_at_s: float
+    attempt: int = 0
     sent_at_s: float | None = None
     first_byte_at_s: float | None = None
     first_token_at_s: float | None = None
@@ -86,14 +86,16 @@ class Head(NamedTuple):
     records: int  # how many
 
 
-_OPEN_FIELDS = tuple(f.name for f in fields(OpenRequest))
 _EVENT_KINDS = tuple(f.name for f in fields(OutputEvents))
 _PLAIN_FIELDS = tuple(
     f.name
     for f in fields(RequestRecord)
     if f.name not in {"run_id", "worker", "outcome", "token_source", "output_events", "gaps_s"}
 )
-"""Fields of a record that msgpack takes as they are; the others follow them, see :func:`_row`."""
+"""Fields of a record that msgpack takes as they are; the others precede them, see :func:`_row`."""
+
+_plain_values = attrgetter(*_PLAIN_FIELDS)
+_events_of_each_kind = attrgetter(*_EVENT_KINDS)
 
 
 def pack(batch: Batch) -> bytes:
@@ -117,7 +119,7 @@ def pack(batch: Batch) -> bytes:
                 batch.at_s,
                 next(iter(runs), None),
                 [_row(record) for record in batch.records],
-                [[getattr(each, name) for name in _OPEN_FIELDS] for each in batch.open],
+                batch.open,
                 batch.samples,
             ),
             unicode_errors="replace",  # half a surrogate pair in a server's error text
@@ -147,7 +149,7 @@ def unpack(packed: bytes) -> Batch:
             sequence=head.sequence,
             at_s=at_s,
             records=list(_records(rows, run_id, head.worker, gaps)),
-            open=[OpenRequest(**dict(zip(_OPEN_FIELDS, row, strict=True))) for row in opened],
+            open=[OpenRequest(*row) for row in opened],
             samples=[Sample(*row) for row in samples],
         )
     except (TypeError, ValueError, AttributeError, RecordError) as error:
@@ -214,15 +216,14 @@ class Frames:
         del self._buffer[:start]
 
 
-def _row(record: RequestRecord) -> list[Any]:
-    events = record.output_events
-    return [
-        str(record.outcome),
-        None if record.token_source is None else str(record.token_source),
-        [getattr(events, kind) for kind in _EVENT_KINDS],
+def _row(record: RequestRecord) -> tuple[Any, ...]:
+    return (
+        record.outcome.value,
+        None if record.token_source is None else record.token_source.value,
+        _events_of_each_kind(record.output_events),
         None if record.gaps_s is None else len(record.gaps_s),
-        *[getattr(record, name) for name in _PLAIN_FIELDS],
-    ]
+        *_plain_values(record),
+    )
 
 
 def _end(packed: bytes) -> int:

@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -271,7 +271,7 @@ class Recorder:
 
 def _unfinished(request: OpenRequest, batch: Batch, run: Run) -> RequestRecord:
     """The record of a request that was open when its worker was last heard of."""
-    values = {f.name: getattr(request, f.name) for f in fields(OpenRequest)}
+    values = request._asdict()
     reached = [at_s for name, at_s in values.items() if name.endswith("_at_s") and at_s is not None]
     return RequestRecord(
         **values,

@@ -11,10 +11,12 @@ Locust's tables, its CSV, HTML and JSON files and its web UI are made of them. R
 
 from __future__ import annotations
 
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 from locust import stats
 from locust.env import Environment
 from locust.stats import StatsEntry
@@ -27,6 +29,7 @@ MAX_FAILURES = 100
 
 
 KEPT_SECONDS = 60
+_DENSE = 1 << 17  # counting by index beats sorting up to there: two minutes in milliseconds
 
 
 class RequestFailedError(Exception):
@@ -73,18 +76,22 @@ class StatsRows:
 
         A broken stream's gaps and first token were observed, and are in.
         """
-        rows: defaultdict[tuple[str, str], list[Floats | float]] = defaultdict(list)
+        rows: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        gaps: defaultdict[str, list[array[float]]] = defaultdict(list)
         for record in records:
             name = _name(record)
             if record.ttft_s is not None:
                 rows[name, "TTFT"].append(record.ttft_s * 1000.0)
             if record.gaps_s:
-                gaps_s = np.frombuffer(record.gaps_s, dtype=np.float32)
-                rows[f"{name} (gaps)", "ITL"].append(gaps_s * np.float64(1000.0))
+                gaps[name].append(record.gaps_s)
             if record.output_tokens is not None:
                 rows[f"{name} (tokens, not ms)", "TOKENS"].append(record.output_tokens)
         for (name, kind), values in rows.items():
-            log_many(self._environment.stats.get(name, kind), np.hstack(values))
+            log_many(self._environment.stats.get(name, kind), np.array(values))
+        for name, kept in gaps.items():
+            gaps_s = np.frombuffer(b"".join(kept), dtype=np.float32)
+            entry = self._environment.stats.get(f"{name} (gaps)", "ITL")
+            log_many(entry, gaps_s * np.float64(1000.0))
         self._forget()
 
     def _forget(self) -> None:
@@ -95,6 +102,9 @@ class StatsRows:
                     del counts[next(iter(counts))]  # the oldest
 
 
+_Whole = npt.NDArray[np.int64]
+
+
 def log_many(entry: StatsEntry, values: Floats) -> None:
     """What ``entry.log(round(value), 0)`` for each of ``values`` does, at a fraction of its cost.
 
@@ -102,7 +112,7 @@ def log_many(entry: StatsEntry, values: Floats) -> None:
         entry: one of Locust's rows.
         values: finite, at least one.
     """
-    whole, counts = np.unique(np.rint(values).astype(np.int64), return_counts=True)
+    whole, counts = _counted(np.rint(values).astype(np.int64))
     entry.log(int(whole[0]), 0)  # keeps Locust's books of the second and of the minimum
     counts[0] -= 1
     more = int(counts.sum())
@@ -113,6 +123,15 @@ def log_many(entry: StatsEntry, values: Floats) -> None:
     entry.max_response_time = max(entry.max_response_time, int(whole[-1]))
     for value, count in zip(whole.tolist(), counts.tolist(), strict=True):
         entry.response_times[stats.bucket_response_time(value)] += count
+
+
+def _counted(whole: _Whole) -> tuple[_Whole, _Whole]:
+    """Which numbers there are, ascending, and how often."""
+    if whole.min() < 0 or whole.max() > _DENSE:
+        return np.unique(whole, return_counts=True)
+    counts = np.bincount(whole)
+    found = np.flatnonzero(counts)
+    return found, counts[found]
 
 
 def _name(record: RequestRecord) -> str:

@@ -117,8 +117,12 @@ _opens = st.builds(
     OpenRequest,
     seq=st.integers(0, 2**31),
     due_at_s=_instants,
+    attempt=st.integers(0, 9),
     sent_at_s=st.none() | _instants,
+    first_byte_at_s=st.none() | _instants,
     first_token_at_s=st.none() | _instants,
+    first_answer_at_s=st.none() | _instants,
+    last_token_at_s=st.none() | _instants,
     task=_words,
 )
 _samples = st.builds(
