@@ -11,6 +11,8 @@ What is read how never changes what is decoded, only how finely it is stamped.
 
 from __future__ import annotations
 
+from array import array
+
 PEEK_BYTES = 1024
 AWAY_S = 2e-3
 CATCH_UP_S = 0.25  # at most; whoever was idle for minutes has little to catch up
@@ -24,24 +26,29 @@ class Backlog:
 
     It may after the loop was away for longer than `AWAY_S`: nothing was read meanwhile, or what was
     read had waited that long. For as long again the loop is taken to be catching up.
+
+    Attributes:
+        state: when something was last read, until when the loop is catching up (both monotonic
+            seconds), `AWAY_S` and `CATCH_UP_S`; shared with :mod:`loadgen.fastlane`.
     """
 
-    __slots__ = ("_read_at", "_until")
+    __slots__ = ("state",)
 
     def __init__(self) -> None:
-        self._read_at = self._until = 0.0
+        self.state = array("d", [0.0, 0.0, AWAY_S, CATCH_UP_S])
 
     def likely(self, now: float) -> bool:
         """Ask before each read, at ``now`` (monotonic seconds)."""
-        away_s = now - self._read_at
-        self._read_at = now
+        state = self.state
+        away_s = now - state[0]
+        state[0] = now
         if away_s > AWAY_S:
             self.late(now, away_s)
-        return now < self._until
+        return now < state[1]
 
     def late(self, now: float, by_s: float) -> None:
         """At ``now`` the loop, or what it read, was late by so much (more than `AWAY_S`)."""
-        self._until = now + min(by_s, CATCH_UP_S)
+        self.state[1] = now + min(by_s, CATCH_UP_S)
 
 
 def frame_bytes(start: bytes, *, tls: bool) -> int | None:

@@ -64,6 +64,18 @@ class AnswerBody:
         """Nothing but blanks came."""
         return not self._kind
 
+    @property
+    def repeats(self) -> PlainEvent | None:
+        """The event that may come again from here on; ``None`` where none is known."""
+        whole = self._decoder is not None and self._decoder.idle
+        return self._plain if whole else None
+
+    def repeated(
+        self, events: int, shared: tuple[int, bool], gaps: bytes, text: str, at: float, read: int
+    ) -> None:
+        """See :meth:`loadgen.exchange.ResponseBody.repeated`."""
+        self.reply.repeated(events, shared, gaps, text, at, read)
+
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         """The final response head."""
         self._status = status

@@ -8,11 +8,12 @@ answer over, has output begun, when did it last move.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from loadgen.plain import PlainEvent
 from loadgen.target import HttpRequest
 
 
@@ -92,6 +93,24 @@ class ResponseBody(Protocol):
     def last_output_at(self) -> float | None:
         """CLOCK_MONOTONIC seconds of the latest output, ``None`` before the first."""
 
+    @property
+    def repeats(self) -> PlainEvent | None:
+        """The event that may come again from here on; ``None`` where none is known."""
+
+    def repeated(
+        self, events: int, shared: tuple[int, bool], gaps: bytes, text: str, at: float, read: int
+    ) -> None:
+        """Events of that kind came.
+
+        Args:
+            events: how many.
+            shared: how many of them came with the one before, and whether the first did.
+            gaps: the seconds before each of them, native 32-bit floats.
+            text: what they say, all of them together.
+            at: arrival of the last one, CLOCK_MONOTONIC seconds.
+            read: number of the read that it came with.
+        """
+
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         """The final response head; names of headers are lower case."""
 
@@ -141,12 +160,19 @@ class Transport(Protocol):
     def stamp(self) -> str | None:
         """Where its instants come from: "kernel", "clock" or "mixed"; ``None`` before any."""
 
+    @property
+    def has_lane(self) -> bool:
+        """Whether events that repeat are read by :mod:`loadgen.fastlane`, where they may be."""
+
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Send ``exchange.request`` and follow the response to its end.
 
         Fills ``exchange`` as things happen, so that others can see how far it is. Raises nothing
         for what the network does; a greenlet killed meanwhile leaves ``End.ABANDONED``.
         """
+
+    def settle(self) -> Iterator[None]:
+        """Bring the bodies of all exchanges in flight up to date with what was read; in steps."""
 
     def close(self) -> None:
         """Close every connection."""

@@ -21,6 +21,7 @@ import importlib.util
 import ssl
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -71,6 +72,15 @@ class HttpxTransport:
                 exchange.ended_at = time.monotonic()
             if exchange.end is None:
                 exchange.end = End.ABANDONED
+
+    @property
+    def has_lane(self) -> bool:
+        """Reads are the library's here."""
+        return False
+
+    def settle(self) -> Iterator[None]:
+        """Nothing is held back here."""
+        return iter(())
 
     def close(self) -> None:
         """Close every connection, idle or not."""

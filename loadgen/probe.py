@@ -193,6 +193,13 @@ class _Watch:
         self.sight = Sight(exchange=exchange, body=body, sent=sent)
         self._transport.send(exchange, _WatchedBody(body, self.sight.reads), limits)
 
+    @property
+    def has_lane(self) -> bool:
+        return self._transport.has_lane
+
+    def settle(self) -> Iterator[None]:
+        return self._transport.settle()
+
     def close(self) -> None:
         self._transport.close()
 
@@ -215,6 +222,15 @@ class _WatchedBody:
     @property
     def last_output_at(self) -> float | None:
         return self._body.last_output_at
+
+    @property
+    def repeats(self) -> None:
+        """Every read is to be kept, so none goes by the fast lane."""
+
+    def repeated(
+        self, events: int, shared: tuple[int, bool], gaps: bytes, text: str, at: float, read: int
+    ) -> None:
+        self._body.repeated(events, shared, gaps, text, at, read)
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         self._body.head(status, headers)

@@ -211,6 +211,20 @@ class Reply(ABC):
         if self._ear is not None:
             self._ear.add(ANSWER, text)
 
+    def repeated(
+        self, events: int, shared: tuple[int, bool], gaps: bytes, text: str, at: float, read: int
+    ) -> None:
+        """Several events as in :meth:`plain`; see `loadgen.exchange.ResponseBody.repeated`."""
+        coalesced, is_first = shared
+        self.coalesced += coalesced
+        self.first_coalesced |= is_first and not self.gaps_s
+        self.gaps_s.frombytes(gaps)
+        self.last_output_at = at
+        self._last_read = read
+        self.n_answer += events
+        if self._ear is not None:
+            self._ear.add(ANSWER, text)
+
     def _output(self, kinds: int, tokens: int, at: float, read: int, delay: float | None) -> None:
         if self.last_output_at is None:
             self.first_output_at = at

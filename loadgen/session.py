@@ -14,7 +14,7 @@ from hdrh.histogram import HdrHistogram
 from collectors.batches import Batch, OpenRequest
 from collectors.records import RequestRecord
 from collectors.samples import Sample
-from loadgen.client import MAX_GAPS, Ask, Client, now
+from loadgen.client import MAX_GAPS, Ask, Client, OpenAsk, now
 from loadgen.counting import TokenCounter
 from loadgen.fingerprint import Fingerprints
 from loadgen.health import LoopHealth
@@ -23,7 +23,9 @@ from loadgen.prompts import PromptMaker
 from loadgen.transports import make_transport
 
 FLUSH_S = 0.5
-MAX_BATCH_RECORDS = 256
+STEP_S = 0.002  # between two steps of handing on, so that what came meanwhile is read
+MAX_BATCH_RECORDS = 64  # what takes well under a millisecond to pack
+OPEN_AT_ONCE = 128
 MAX_BATCH_GAPS = MAX_GAPS  # half of what a recorder takes at once
 COUNTS_S = 5.0  # how long the end of a run waits for tokens that are counted here
 GOLDEN = 0.6180339887498949
@@ -107,6 +109,7 @@ class LoadSession:
         self._on_spent = on_spent
         self._on_failure = on_failure
         self._records: list[RequestRecord] = []
+        self._steps: Iterator[None] = iter(())
         self._sequence = 0
         self._phase = self.random.random()  # each worker's users fall between those of the others
         self._transport = make_transport(settings)
@@ -171,6 +174,7 @@ class LoadSession:
         p99_us = self._read_delay_us.get_value_at_percentile(99) if delays else None
         return {
             "stamp": self._transport.stamp,
+            "fast_lane": self._transport.has_lane,
             "read_delay_p99_s": p99_us * 1e-6 if p99_us is not None else None,
             "coalesced_ratio": self._coalesced / self._events if self._events else None,
             "output_events": self._events,
@@ -180,23 +184,32 @@ class LoadSession:
 
     def flush(self) -> None:
         """Hand on the records so far, the requests still open, and this process's health."""
+        for steps in (self._steps, self._hand_on()):  # what was begun goes first
+            for _ in steps:
+                pass
+
+    def _hand_on(self) -> Iterator[None]:
+        """What :meth:`flush` does, in steps that are short enough not to delay reads."""
         records, self._records = self._records, []
         self._on_batch(records)
+        yield
+        opened: list[OpenRequest] = []
+        for _ in self._look_at_open(opened):
+            yield
+        samples = self._samples(now() - self._began_at)
         for portion in portions(records):
-            self._deliver(self._batch(portion))
-
-    def _batch(self, records: list[RequestRecord]) -> Batch:
-        at_s = now() - self._began_at
-        batch = Batch(
-            worker=self._worker,
-            sequence=self._sequence,
-            at_s=at_s,
-            records=records,
-            open=self._open_requests(),
-            samples=self._samples(at_s),
-        )
-        self._sequence += 1
-        return batch
+            batch = Batch(
+                worker=self._worker,
+                sequence=self._sequence,
+                at_s=now() - self._began_at,
+                records=portion,
+                open=opened,
+                samples=samples,
+            )
+            self._sequence += 1
+            samples = []
+            self._deliver(batch)
+            yield
 
     def _take(self, record: RequestRecord) -> None:
         self._records.append(record)
@@ -209,19 +222,31 @@ class LoadSession:
     def _flush_regularly(self) -> None:
         while True:
             gevent.sleep(FLUSH_S)
+            self._steps = self._hand_on()
             try:
-                self.flush()
+                for _ in self._steps:
+                    gevent.sleep(STEP_S)
             except Exception as error:  # noqa: BLE001 the next may work, and this one is told
                 self._on_failure(error)
 
-    def _open_requests(self) -> list[OpenRequest]:
+    def _look_at_open(self, found: list[OpenRequest]) -> Iterator[None]:
+        """Add what is open to ``found``, in steps. What ends meanwhile is open still."""
+        waiting = list((self._client.open | self._client.counting).items())
+        yield from self._transport.settle()
+        for start in range(0, len(waiting), OPEN_AT_ONCE):
+            found += self._as_open(waiting[start : start + OPEN_AT_ONCE])
+            yield
+
+    def _as_open(self, waiting: list[tuple[int, OpenAsk]]) -> list[OpenRequest]:
+        began_at = self._began_at
+
         def instant(at: float | None) -> float | None:
-            return None if at is None else at - self._began_at
+            return None if at is None else at - began_at
 
         return [
             OpenRequest(
                 seq=seq,
-                due_at_s=o.due_at - self._began_at,
+                due_at_s=o.due_at - began_at,
                 sent_at_s=instant(o.exchange.sent_at),
                 first_byte_at_s=instant(o.exchange.head_at),
                 first_token_at_s=instant(o.reply.first_output_at),
@@ -229,7 +254,7 @@ class LoadSession:
                 last_token_at_s=instant(o.reply.last_output_at),
                 task=o.ask.task,
             )
-            for seq, o in (self._client.open | self._client.counting).items()
+            for seq, o in waiting
         ]
 
     def _samples(self, at_s: float) -> list[Sample]:
@@ -273,6 +298,7 @@ def worst_health(workers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     )
     return {
         "stamp": stamps.pop() if len(stamps) == 1 else ("mixed" if stamps else None),
+        "fast_lane": all(w.get("fast_lane") for w in workers.values()) if workers else None,
         "loop_lag_p99_s": worst("loop_lag_p99_s"),
         "loop_lag_max_s": worst("loop_lag_max_s"),
         "read_delay_p99_s": worst("read_delay_p99_s"),

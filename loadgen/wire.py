@@ -3,7 +3,7 @@
 Rules kept here:
 
 - Reads happen in the hub's callback, not in the user's greenlet: a token costs one callback, a
-  request one greenlet switch.
+  request one greenlet switch. Events that repeat take the fast lane (:mod:`loadgen.fastlane`).
 - Instants are arrivals (:mod:`loadgen.stamps`): how late Python was does not move them, and what
   waited meanwhile is read frame by frame, for each its own (:mod:`loadgen.backlog`).
 - No pool limit, no redirect, no hidden retry, no ``Expect``; compressed answers are not asked for.
@@ -22,6 +22,7 @@ import socket
 import ssl
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import gevent
@@ -32,8 +33,9 @@ from gevent import socket as cooperative
 from loadgen.backlog import AWAY_S, PEEK_BYTES, Backlog, frame_bytes
 from loadgen.errors import DecodeError, words_of
 from loadgen.exchange import End, Exchange, Limits, ResponseBody
+from loadgen.fastlane import Read, Readiness, framed
 from loadgen.inflate import Inflater, inflater
-from loadgen.stamps import ANCILLARY_BYTES, KernelStamps
+from loadgen.stamps import ANCILLARY_BYTES, SO_TIMESTAMPNS, KernelStamps
 from loadgen.target import Target
 from loadgen.tls import MemoryTls
 
@@ -42,10 +44,11 @@ END_GRACE_S = 0.25  # how long after the end marker the response may take to end
 READ_BYTES = 65536
 FRAMES_AT_ONCE = 8  # of one connection, before the others have their turn
 MAX_HEAD_BYTES = 256 * 1024
+SETTLE_AT_ONCE = 128
 
 # The socket of the standard library, not gevent's: waiting is done by the hub's watchers here.
 _Socket: type[socket.socket] = monkey.get_original("socket", "socket")
-_READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE; gevent takes the numbers
+_WRITE = 2  # libev's EV_WRITE; gevent takes the number
 
 
 class WireTransport:
@@ -54,6 +57,7 @@ class WireTransport:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.stamps = KernelStamps()
         self.backlog = Backlog()
+        self.readiness = Readiness(self.backlog.state)
         self._tls = tls
         self._idle: dict[Target, list[_Connection]] = defaultdict(list)
         self._busy: set[_Connection] = set()
@@ -62,6 +66,11 @@ class WireTransport:
     def stamp(self) -> str | None:
         """Where its instants came from so far; see :class:`loadgen.stamps.StampCounts`."""
         return self.stamps.counts.kind
+
+    @property
+    def has_lane(self) -> bool:
+        """See :attr:`loadgen.exchange.Transport.has_lane`."""
+        return self.readiness.lane is not None
 
     def send(self, exchange: Exchange, body: ResponseBody, limits: Limits) -> None:
         """Send and follow the response to its end; see :class:`loadgen.exchange.Transport`."""
@@ -79,12 +88,20 @@ class WireTransport:
             if exchange.end is None:
                 exchange.end = End.ABANDONED
 
+    def settle(self) -> Iterator[None]:
+        """See :meth:`loadgen.exchange.Transport.settle`."""
+        for number, connection in enumerate(list(self._busy), start=1):
+            connection.settle()
+            if number % SETTLE_AT_ONCE == 0:
+                yield
+
     def close(self) -> None:
         """Close every connection, idle or not."""
         for connection in [c for idle in self._idle.values() for c in idle] + list(self._busy):
             connection.close()
         self._idle.clear()
         self._busy.clear()
+        self.readiness.close()
         self.stamps.close()
 
     def _acquire(self, exchange: Exchange, limits: Limits) -> _Connection | None:
@@ -166,14 +183,18 @@ class _Connection:
         "_backlog",
         "_body",
         "_bytes_seen",
+        "_chunk",
         "_closed",
         "_delay",
         "_exchange",
+        "_fd",
         "_framing_bytes",
         "_head_seen",
         "_headers",
         "_hub",
+        "_in_lane",
         "_inflate",
+        "_lane",
         "_limits",
         "_parser",
         "_read",
@@ -187,7 +208,6 @@ class _Connection:
         "_tls",
         "_transport",
         "_waiter",
-        "_watcher",
         "drained_at",
         "target",
     )
@@ -210,9 +230,12 @@ class _Connection:
         self._sock = sock
         self._recvmsg = sock.recvmsg
         self._tls = tls
+        self._fd = sock.fileno()
+        # What is encrypted, or has no stamp, is not for the lane.
+        self._lane = transport.readiness.lane if stamped and tls is None else None
+        self._in_lane = False
         self._hub = gevent.get_hub()
-        self._watcher = self._hub.loop.io(sock.fileno(), _READ)
-        self._watcher.start(self._readable)
+        transport.readiness.start(self._fd, self._readable)
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: Exchange | None = None
         self._body: ResponseBody | None = None
@@ -236,6 +259,7 @@ class _Connection:
         self._delay: float | None = None
         self._stamp: list[tuple[int, int, bytes]] = []
         self._read = 0  # number of the arrival, for events to be told together or apart
+        self._chunk = b""  # of the body, the last that a read brought
 
     # -- in the user's greenlet --------------------------------------------------------------
 
@@ -250,6 +274,7 @@ class _Connection:
             if exchange.end is None:
                 self._waiter.get()
         finally:
+            self._leave_lane()
             self._disarm()
             self._exchange = self._body = self._waiter = None
             if exchange.end is not End.COMPLETE or not self._reusable:
@@ -294,10 +319,19 @@ class _Connection:
 
     # -- in the hub --------------------------------------------------------------------------
 
-    def _readable(self) -> None:
-        """Read what came; frame by frame where several may have come since the last look."""
+    def _readable(self, read: Read = None) -> None:
+        """Read what came; frame by frame where several may have come since the last look.
+
+        Args:
+            read: what the fast lane came by and did not keep; ``None`` where it did not look.
+        """
         try:
-            if self._stamped and self._backlog.likely(time.monotonic()):
+            self._leave_lane()
+            if isinstance(read, tuple):
+                self._took(*read)
+            elif isinstance(read, OSError):
+                self._broken(read)
+            elif read is False or (self._stamped and self._backlog.likely(time.monotonic())):
                 self._read_frames()
             else:
                 self._read_up_to(READ_BYTES)
@@ -306,6 +340,39 @@ class _Connection:
             self._finish(End.MALFORMED, "Streamgauge itself failed")
             self._reusable = False
             raise
+
+    def settle(self) -> None:
+        """Bring the exchange up to date with what the lane kept."""
+        kept = self._lane.settle(self._fd) if self._lane is not None and self._in_lane else None
+        if kept is None or self._body is None:
+            return
+        events, coalesced, is_first, gaps, text, stamp, self._at, self.drained_at = kept
+        if events:
+            self._read += events - coalesced
+            self._stamp = [(socket.SOL_SOCKET, SO_TIMESTAMPNS, stamp)]
+            self._transport.stamps.counts.kernel += events
+            shared = (coalesced, bool(is_first))
+            self._body.repeated(events, shared, gaps, text, self._at, self._read)
+
+    def _leave_lane(self) -> None:
+        if self._in_lane and self._lane is not None:
+            self.settle()
+            self._lane.leave(self._fd)
+            self._in_lane = False
+
+    def _enter_lane(self, data: bytes) -> None:
+        """If ``data``, just taken, was one chunk of whole events, and it is known what will repeat.
+
+        The parser is then between two chunks, and misses nothing if it sees none of those that the
+        lane takes.
+        """
+        body = self._body
+        event, at = (None, None) if body is None else (body.repeats, body.last_output_at)
+        if self._lane is None or event is None or at is None or framed(data) != self._chunk:
+            return
+        ((_, _, stamp),) = self._stamp
+        self._lane.enter(self._fd, event.head, event.tail, stamp, self._at, at, self.drained_at)
+        self._in_lane = True
 
     def _read_frames(self) -> None:
         for _ in range(FRAMES_AT_ONCE):
@@ -329,7 +396,7 @@ class _Connection:
         self._reusable = False
 
     def _read_up_to(self, size: int) -> bool:
-        """One read, stamped and taken; False where there was none, or the exchange is over."""
+        """One read, taken; False where there was none, or the exchange is over."""
         try:
             data, ancillary, _, _ = self._recvmsg(size, ANCILLARY_BYTES)
         except BlockingIOError:
@@ -337,13 +404,17 @@ class _Connection:
         except OSError as error:
             self._broken(error)
             return False
+        return self._took(data, ancillary, size)
+
+    def _took(self, data: bytes, ancillary: list[tuple[int, int, bytes]], size: int) -> bool:
+        """Stamp what a read of ``size`` gave and take it; False where the exchange is over."""
         exchange = self._exchange
         if exchange is None:  # idle: the peer closed, or sends what nobody asked for
             self.close()
             return False
         if exchange.end is not None:  # over, its greenlet just has not run yet
             self._reusable = False
-            self._watcher.stop()
+            self._transport.readiness.stop(self._fd)
             return False
         at, self._delay, now = self._arrival(ancillary, self.drained_at)
         if self._delay is not None and self._delay > AWAY_S:
@@ -358,12 +429,15 @@ class _Connection:
             if at > self._at:  # noqa: PLR1730  # max() costs four times as much, for every token
                 self._at = at
         self._stamp = ancillary
+        self._chunk = b""
         try:
             self._take(data)
         except DecodeError as error:
             self._finish(End.MALFORMED, str(error))
         except httptools.HttpParserError as error:
             self._not_http(error)
+        if self._lane is not None and self._delay is not None:
+            self._enter_lane(data)
         return exchange.end is None and not self._closed
 
     def _not_http(self, error: httptools.HttpParserError) -> None:
@@ -435,6 +509,7 @@ class _Connection:
 
     def on_body(self, chunk: bytes) -> None:
         self._framing_bytes = 0
+        self._chunk = chunk
         body = self._body
         if body is None:
             return
@@ -484,6 +559,7 @@ class _Connection:
     def _time_is_up(self) -> None:
         if self._exchange is None or self._body is None:
             return
+        self.settle()
         if self._answered:  # the marker came, the response's end did not: good enough
             self._finish(End.COMPLETE, None)
             return
@@ -499,6 +575,7 @@ class _Connection:
         exchange = self._exchange
         if exchange is None or exchange.end is not None:
             return
+        self._leave_lane()
         exchange.end, exchange.detail = end, detail
         exchange.ended_at = time.monotonic()
         self._body = None  # further bytes are not this answer's
@@ -514,8 +591,7 @@ class _Connection:
         self._closed = True
         self._finish(End.ABANDONED, None)
         self._disarm()
-        self._watcher.stop()
-        self._watcher.close()
+        self._transport.readiness.stop(self._fd)
         self._sock.close()
         self._transport.drop(self)
 

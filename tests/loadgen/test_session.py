@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from array import array
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from collectors.batches import MAX_FRAME_BYTES, Batch, pack
 from collectors.records import Outcome, RequestRecord
+from collectors.samples import Sample
 from loadgen import client
-from loadgen.session import MAX_BATCH_GAPS, MAX_BATCH_RECORDS, portions
+from loadgen.session import MAX_BATCH_GAPS, MAX_BATCH_RECORDS, LoadSession, portions
+from tests.collectors.examples import a_record
 from tests.loadgen.cases import C, Case, D, F
 from tests.loadgen.playing import play
 
@@ -65,3 +70,33 @@ def test_the_gaps_of_an_endless_answer_are_not_kept(monkeypatch: pytest.MonkeyPa
     assert len(kept.gaps_s) == 6
     assert shed.gaps_s is None
     assert shed.output_events == kept.output_events
+
+
+def a_session(delivered: list[Batch]) -> LoadSession:
+    """A session without users, whose transport needs three steps to look at what is open."""
+    session = object.__new__(LoadSession)
+    session._records, session._steps, session._sequence = [], iter(()), 0
+    session._worker, session._began_at = "local", 0.0
+    session._on_batch = lambda records: None
+    session._deliver = delivered.append
+    session._client = SimpleNamespace(open={}, counting={})  # type: ignore[assignment]  # plays it
+    session._transport = SimpleNamespace(settle=lambda: iter([None] * 3))  # type: ignore[assignment]
+    session._samples = lambda at_s: [Sample(at_s, "local", "open", 0.0)]  # type: ignore[method-assign]
+    return session
+
+
+@given(st.integers(0, 7), st.integers(0, 2 * MAX_BATCH_RECORDS))
+def test_what_was_being_handed_on_when_the_run_ended_is_not_lost(steps: int, count: int) -> None:
+    """Wherever the regular handing on was cut: every record is delivered once, in order."""
+    delivered: list[Batch] = []
+    session = a_session(delivered)
+    session._records = [a_record(seq=seq) for seq in range(count)]
+    session._steps = session._hand_on()
+    for _ in range(steps):
+        next(session._steps, None)
+    session._records.append(a_record(seq=count))
+    session.flush()
+
+    assert [r.seq for batch in delivered for r in batch.records] == list(range(count + 1))
+    assert [batch.sequence for batch in delivered] == list(range(len(delivered)))
+    assert sum(len(batch.samples) for batch in delivered) == 2  # none twice

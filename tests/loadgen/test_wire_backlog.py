@@ -154,7 +154,7 @@ def test_a_long_backlog_is_read_in_turns(played: Played) -> None:
 def test_who_keeps_up_reads_all_at_once(played: Played) -> None:
     """One system call an event, as long as the loop is not behind."""
     played.connection._backlog.likely(time.monotonic())
-    played.connection._backlog._until = 0.0
+    played.connection._backlog.state[1] = 0.0
     before = played.queue.reads
     now = time.time_ns()
     played.queue.segments = [(chunk(C("a")) + chunk(C("b")), now)]
