@@ -73,7 +73,8 @@ class _Events:
 def _in_bins(events: _Events, edges: Floats) -> Floats:
     """Tokens in each bin: for every request, those of the bins that it reaches into."""
     first = np.maximum(edges.searchsorted(events.began_at_s, "right") - 1, 0)
-    last = np.minimum(edges.searchsorted(events.ended_at_s, "right") - 1, len(edges) - 2)
+    # And the bin after the last: the sum of gaps, which have 32 bits, may be a little more.
+    last = np.minimum(edges.searchsorted(events.ended_at_s, "right"), len(edges) - 2)
     bins = np.maximum(last - first + 1, 0)
     which = np.repeat(np.arange(len(bins)), bins)
     bin_ = np.repeat(first - (np.cumsum(bins) - bins), bins) + np.arange(len(which))
