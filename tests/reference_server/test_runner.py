@@ -29,6 +29,7 @@ class Asked:
     prompt: Prompt = field(default_factory=lambda: Prompt(tuple(range(16)), 16))
     max_tokens: int = 3
     seed: int = 0
+    priority: int = 0
 
     @property
     def prompt_tokens(self) -> int:
