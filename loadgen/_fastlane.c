@@ -57,13 +57,14 @@ typedef struct {
 } Ancillary;
 
 typedef struct {
-    const char *text;
+    const char *text; /* as JSON has it */
     Py_ssize_t text_bytes, frame_bytes; /* its text; all of its chunk */
 } Event;
 
 static char read_buffer[READ_BYTES]; /* one for all: nothing runs between a read and its use */
 static char peek_buffer[PEEK_BYTES];
-static unsigned char stands_for_itself[256]; /* inside a JSON string, and is ASCII */
+static char meant[256];     /* what an ASCII character stands for inside a JSON string; 0: nothing */
+static char escaped[256];   /* what it stands for after a backslash */
 
 static double seconds(clockid_t clock)
 {
@@ -145,6 +146,47 @@ static const char *chunk_payload(const char *data, Py_ssize_t size, Py_ssize_t *
     return payload;
 }
 
+/* Bytes of the well-formed character beyond ASCII that the bytes begin with (RFC 3629, 4); 0: none. */
+static Py_ssize_t wide_character(const unsigned char *c, Py_ssize_t left)
+{
+    Py_ssize_t size = c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
+    if (c[0] < 0xc2 || c[0] > 0xf4 || left < size)
+        return 0;
+    for (Py_ssize_t i = 1; i < size; i++)
+        if ((c[i] & 0xc0) != 0x80)
+            return 0;
+    int is_overlong = (c[0] == 0xe0 && c[1] < 0xa0) || (c[0] == 0xf0 && c[1] < 0x90);
+    int is_none = (c[0] == 0xed && c[1] > 0x9f) || (c[0] == 0xf4 && c[1] > 0x8f);
+    return is_overlong || is_none ? 0 : size;
+}
+
+/* Whether this is the inside of a JSON string without escapes of six characters. */
+static int is_json_text(const unsigned char *text, Py_ssize_t size)
+{
+    Py_ssize_t at = 0, step;
+    while (at < size) {
+        if (meant[text[at]])
+            step = 1;
+        else if (text[at] == '\\')
+            step = at + 1 < size && escaped[text[at + 1]] ? 2 : 0;
+        else
+            step = wide_character(text + at, size - at);
+        if (step == 0)
+            return 0;
+        at += step;
+    }
+    return 1;
+}
+
+/* Write what the inside of a JSON string stands for; how many bytes that are. */
+static Py_ssize_t unescape(char *to, const char *text, Py_ssize_t size)
+{
+    char *start = to;
+    for (Py_ssize_t at = 0; at < size; at++)
+        *to++ = text[at] == '\\' ? escaped[(unsigned char)text[++at]] : text[at];
+    return to - start;
+}
+
 /* Whether the bytes begin with a chunk that is the event that repeats, and nothing else. */
 static int is_plain(const Lane *lane, const char *data, Py_ssize_t size, Event *event)
 {
@@ -157,9 +199,8 @@ static int is_plain(const Lane *lane, const char *data, Py_ssize_t size, Event *
     if (text_bytes <= 0 || memcmp(payload, lane->frame, lane->head_bytes) != 0 ||
         memcmp(text + text_bytes, lane->frame + lane->head_bytes, lane->tail_bytes) != 0)
         return 0;
-    for (Py_ssize_t i = 0; i < text_bytes; i++)
-        if (!stands_for_itself[(unsigned char)text[i]])
-            return 0;
+    if (!is_json_text((const unsigned char *)text, text_bytes))
+        return 0;
     *event = (Event){text, text_bytes, payload + payload_bytes + 2 - data};
     return 1;
 }
@@ -213,8 +254,7 @@ static int take(Lane *lane, double *state, const Ancillary *ancillary, const Eve
     lane->stamp = stamp;
     lane->gaps[lane->taken++] = (float)(lane->at - lane->output_at);
     lane->output_at = lane->at;
-    memcpy(lane->text + lane->text_bytes, event->text, event->text_bytes);
-    lane->text_bytes += event->text_bytes;
+    lane->text_bytes += unescape(lane->text + lane->text_bytes, event->text, event->text_bytes);
     return 1;
 }
 
@@ -555,8 +595,10 @@ static struct PyModuleDef fastlane_module = {
 
 PyMODINIT_FUNC PyInit__fastlane(void)
 {
-    for (int c = ' '; c <= '~'; c++)
-        stands_for_itself[c] = c != '"' && c != '\\';
+    for (int c = ' '; c < 0x80; c++)
+        meant[c] = c == '"' || c == '\\' ? 0 : c;
+    for (const char *pair = "\"\"\\\\//b\bf\fn\nr\rt\t"; *pair; pair += 2)
+        escaped[(unsigned char)pair[0]] = pair[1];
     if (PyType_Ready(&FastLaneType) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&fastlane_module);

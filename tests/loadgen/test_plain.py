@@ -128,9 +128,27 @@ def test_letters_that_stand_elsewhere_too_are_not_taken_for_the_text() -> None:
     assert plain.learn(chunk, "a", AnswerBody(make_reply("chat"))._plain_text) is None
 
 
-@pytest.mark.parametrize("text", ['"', "\\", "\n", "\r", "\x00", "\x1f", "\x7f", "é", ""])
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ("\x7f", "\x7f"),
+        ("é", "é"),
+        ("\\n", "\n"),
+        ('\\"', '"'),
+        ("\\u00e9", "é"),
+        ("\u2028", "\u2028"),
+    ],
+)
+def test_a_text_is_what_json_makes_of_it(raw: str, text: str) -> None:
+    """Escapes and what is beyond ASCII included."""
+    event = plain.PlainEvent(b'data: {"a":"', b'"}\n\n')
+
+    assert event.text(event.head + raw.encode() + event.tail) == text
+
+
+@pytest.mark.parametrize("text", ['"', "\\", "\\x", "\\ud800", "\n", "\r", "\x00", "\x1f", ""])
 def test_what_json_would_not_have_raw_is_decoded_in_full(text: str) -> None:
-    """A quote, an escape, a control character, anything beyond ASCII, nothing at all."""
+    """A quote, half an escape, a control character, nothing at all."""
     event = plain.PlainEvent(b'data: {"a":"', b'"}\n\n')
 
     assert event.text(event.head + text.encode() + event.tail) is None

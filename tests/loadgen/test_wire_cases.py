@@ -85,7 +85,9 @@ def records(request: pytest.FixtureRequest) -> dict[str, RequestRecord]:
         return by_prompt[prompt_of(received)]
 
     transport, began_at = make_transport(), now()
-    with ByteServer(choose=choose) as server:
+    with ByteServer(choose=choose) as server, pytest.MonkeyPatch.context() as patch:
+        for module in ("wire", "httpx_transport"):  # a busy machine may take longer than users wait
+            patch.setattr(f"loadgen.{module}.END_GRACE_S", 2.0)
 
         def ask(case: Case) -> None:
             idle_s = None if case.idle_ms is None else case.idle_ms / 1000
