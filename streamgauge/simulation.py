@@ -131,6 +131,7 @@ def record_of(
         outcome=_OUTCOMES[served.fate],
         detail="total" if served.fate is Fate.LEFT else None,
         http_status=503 if served.fate is Fate.REFUSED else 200 if first_at_s is not None else None,
+        flags=("gateway_cache",) if kept else (),
         due_at_s=due_at_s,
         sent_at_s=due_at_s,
         first_byte_at_s=first_at_s,

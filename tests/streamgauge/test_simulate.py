@@ -71,9 +71,9 @@ def test_what_goes_wrong_is_recorded_as_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cache", "hits"), [("exact", 270), ("similar:6", 550)])
 def test_kept_answers_are_hits(tmp_path: Path, cache: str, hits: int) -> None:
-    """Thirty questions, half asked in other words, which only likeness knows again."""
+    """Thirty questions, half asked in other words, which only likeness knows again; flagged."""
     db = tmp_path / "a.db"
-    simulate(
+    report = simulate(
         db,
         *("--rate", "4", "--requests", "600", "--distinct-prompts", "30", "--reworded", "0.5"),
         *("--response-cache", cache, "--output-tokens", "5-15"),
@@ -92,6 +92,7 @@ def test_kept_answers_are_hits(tmp_path: Path, cache: str, hits: int) -> None:
     assert left == [0, 0], "all comes at once"
     assert left_of_miss > 0
     assert as_asked == count
+    assert 0 < report["flags"]["gateway_cache"] <= count, "what the report counts is its window"
 
 
 def test_the_fleets_state_is_kept_beside_the_requests(tmp_path: Path) -> None:
