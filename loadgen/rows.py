@@ -29,6 +29,7 @@ MAX_FAILURES = 100
 
 
 KEPT_SECONDS = 60
+KEPT_HISTORY = 1440  # points of Locust's charts: two hours, one every five seconds
 _DENSE = 1 << 17  # counting by index beats sorting up to there: two minutes in milliseconds
 
 
@@ -40,7 +41,11 @@ class StatsRows:
     """The rows of one Locust process."""
 
     def __init__(self, environment: Environment) -> None:
+        options = environment.parsed_options
         self._environment = environment
+        self._has_charts = environment.web_ui is not None or bool(
+            getattr(options, "html_file", None)
+        )
         self._failures: set[str] = set()
 
     def fire(self, record: RequestRecord) -> None:
@@ -95,7 +100,16 @@ class StatsRows:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop Locust's counts of seconds long past: it looks at the last twelve and keeps all."""
+        """Bound what Locust keeps for ever.
+
+        Of its counts by second it looks at the last twelve. Its charts of a longer run have every
+        second point of the past; where nothing will draw them, only the latest is kept.
+        """
+        history = self._environment.stats.history
+        if not self._has_charts:
+            del history[:-1]
+        elif len(history) > KEPT_HISTORY:
+            del history[1 : KEPT_HISTORY // 2 : 2]
         for entry in (self._environment.stats.total, *self._environment.stats.entries.values()):
             for counts in (entry.num_reqs_per_sec, entry.num_fail_per_sec):
                 while len(counts) > KEPT_SECONDS:

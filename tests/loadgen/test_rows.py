@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from array import array
 from typing import Any
 
@@ -13,7 +14,14 @@ from locust.env import Environment
 from locust.stats import RequestStats, StatsEntry
 
 from collectors.records import Outcome, RequestRecord
-from loadgen.rows import KEPT_SECONDS, MAX_FAILURES, RequestFailedError, StatsRows, log_many
+from loadgen.rows import (
+    KEPT_HISTORY,
+    KEPT_SECONDS,
+    MAX_FAILURES,
+    RequestFailedError,
+    StatsRows,
+    log_many,
+)
 
 GAPS_MS = (20.0, 20.2, 35.0, 147.0)
 
@@ -141,3 +149,23 @@ def test_seconds_long_past_are_forgotten() -> None:
 
     for counts in (entry.num_reqs_per_sec, environment.stats.total.num_fail_per_sec):
         assert list(counts) == list(range(1000 - KEPT_SECONDS, 1000))
+
+
+@pytest.mark.parametrize("has_charts", [False, True])
+def test_locusts_charts_of_a_long_run_are_bounded(*, has_charts: bool) -> None:
+    """With a page to draw them every second point of the past stays; without one, the latest."""
+    options = Namespace(html_file="report.html" if has_charts else None)
+    environment = Environment(parsed_options=options)
+    rows = StatsRows(environment)
+    for number in range(4 * KEPT_HISTORY):
+        environment.stats.history.append({"time": str(number)})
+        rows.log([])
+    times = [int(point["time"]) for point in environment.stats.history]
+
+    assert times[-1] == 4 * KEPT_HISTORY - 1
+    if has_charts:
+        assert KEPT_HISTORY // 2 < len(times) <= KEPT_HISTORY
+        assert times == sorted(times)
+        assert times[0] < KEPT_HISTORY
+    else:
+        assert len(times) == 1
