@@ -84,8 +84,8 @@ def _same(found: stats.Ordered, expected: list[float] | Numbers) -> None:
             assert found.searchsorted(limit, side=side) == ordered.searchsorted(limit, side)
 
 
-@settings(max_examples=30)
-@given(streams(most=40), st.sampled_from(["a", "b", "any"]), st.floats(0, 10), st.floats(5, 20))
+@settings(max_examples=20)
+@given(streams(most=30), st.sampled_from(["a", "b", "any"]), st.floats(0, 10), st.floats(5, 20))
 def test_pooled_gaps_are_those_of_the_records(
     records: list[RequestRecord], task: str, start_s: float, end_s: float
 ) -> None:
@@ -116,6 +116,7 @@ def test_pooled_gaps_are_those_of_the_records(
         assert mean.value == pytest.approx(np.mean(expected.served))
 
 
+@settings(max_examples=40)
 @given(
     st.lists(
         st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, math.inf, 1e-45]),
@@ -198,6 +199,7 @@ def test_a_span_of_requests_is_what_a_mask_finds(
         assert columns_of(table.select(mask)) == expected
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 4), max_size=12).flatmap(
         lambda counts: st.tuples(st.just(counts), st.lists(st.integers(0, max(0, len(counts) - 1))))
