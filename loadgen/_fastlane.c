@@ -1,7 +1,7 @@
 /* The fast lane: reads events that repeat, without the interpreter's help.
  *
- * Most reads of a stream carry one HTTP chunk with one event that differs from the last one in a few
- * letters (loadgen/plain.py). For those this does what loadgen/wire.py does, and in the same order:
+ * Most reads of a stream carry one HTTP chunk with one event that differs from the last one in a
+ * few letters (loadgen/plain.py). For those this does what loadgen/wire.py does, and in the same order:
  * read, take the kernel's stamp, compare, keep the gap and the text. Whatever is anything else is
  * handed back as it was read, and decoded in Python. What was kept is fetched with settle().
  *
@@ -24,7 +24,16 @@
 #define SO_TIMESTAMPNS 35
 #endif
 
-enum { READ_BYTES = 65536, PEEK_BYTES = 1024, FRAMES_AT_ONCE = 8, MAX_TAKEN = 8192, MAX_TEXT_BYTES = 65536, MAX_SIZE_DIGITS = 8, MAX_EVENTS = 256 };
+enum {
+    READ_BYTES = 65536,
+    PEEK_BYTES = 1024,
+    MAX_EVENTS = 256,     /* connections looked at before the loop has its turn */
+    FRAMES_AT_ONCE = 8,   /* of one of them, before the others have theirs */
+    MAX_SIZE_DIGITS = 8,  /* of a chunk */
+    MAX_TAKEN = 8192,     /* events kept of a connection until they are fetched */
+    MAX_TEXT_BYTES = 65536,
+    MAX_DESCRIPTORS = 1 << 20, /* what Linux lets a process have, unless told otherwise */
+};
 
 /* What the connections of a process share: loadgen/backlog.py, Backlog.state. */
 enum { READ_AT, CATCHING_UP_UNTIL, AWAY_S, CATCH_UP_S, STATE_LENGTH };
@@ -63,8 +72,8 @@ typedef struct {
 
 static char read_buffer[READ_BYTES]; /* one for all: nothing runs between a read and its use */
 static char peek_buffer[PEEK_BYTES];
-static char meant[256];     /* what an ASCII character stands for inside a JSON string; 0: nothing */
-static char escaped[256];   /* what it stands for after a backslash */
+static char meant[256];   /* what an ASCII character stands for inside a JSON string; 0: nothing */
+static char escaped[256]; /* what it stands for after a backslash */
 
 static double seconds(clockid_t clock)
 {
@@ -130,7 +139,8 @@ static int hex_digit(char c)
 /* The payload of the chunk that the bytes begin with; NULL where no whole one is there. */
 static const char *chunk_payload(const char *data, Py_ssize_t size, Py_ssize_t *payload_bytes)
 {
-    Py_ssize_t at = 0, declared = 0;
+    Py_ssize_t at = 0;
+    int64_t declared = 0;
     int digit;
     while (at < size && at < MAX_SIZE_DIGITS && (digit = hex_digit(data[at])) >= 0) {
         declared = declared * 16 + digit;
@@ -146,7 +156,7 @@ static const char *chunk_payload(const char *data, Py_ssize_t size, Py_ssize_t *
     return payload;
 }
 
-/* Bytes of the well-formed character beyond ASCII that the bytes begin with (RFC 3629, 4); 0: none. */
+/* Bytes of the character beyond ASCII that the bytes begin with (RFC 3629, 4); 0: there is none. */
 static Py_ssize_t wide_character(const unsigned char *c, Py_ssize_t left)
 {
     Py_ssize_t size = c[0] < 0xe0 ? 2 : c[0] < 0xf0 ? 3 : 4;
@@ -194,18 +204,19 @@ static int is_plain(const Lane *lane, const char *data, Py_ssize_t size, Event *
     const char *payload = chunk_payload(data, size, &payload_bytes);
     if (payload == NULL)
         return 0;
-    const char *text = payload + lane->head_bytes;
     Py_ssize_t text_bytes = payload_bytes - lane->head_bytes - lane->tail_bytes;
-    if (text_bytes <= 0 || memcmp(payload, lane->frame, lane->head_bytes) != 0 ||
-        memcmp(text + text_bytes, lane->frame + lane->head_bytes, lane->tail_bytes) != 0)
+    if (text_bytes <= 0)
         return 0;
-    if (!is_json_text((const unsigned char *)text, text_bytes))
+    const char *text = payload + lane->head_bytes;
+    if (memcmp(payload, lane->frame, lane->head_bytes) != 0 ||
+        memcmp(text + text_bytes, lane->frame + lane->head_bytes, lane->tail_bytes) != 0 ||
+        !is_json_text((const unsigned char *)text, text_bytes))
         return 0;
     *event = (Event){text, text_bytes, payload + payload_bytes + 2 - data};
     return 1;
 }
 
-/* Room for one more gap and so much text; false where a limit is reached or memory is not to be had. */
+/* Room for one more gap and so much text; false at a limit, or where memory is not to be had. */
 static int make_room(Lane *lane, Py_ssize_t text_bytes)
 {
     if (lane->taken == lane->gaps_room) {
@@ -299,7 +310,7 @@ static PyObject *read_with_care(Lane *lane, double *state, int fd)
         ssize_t size = receive(fd, event.frame_bytes, &ancillary);
         if (size < 0)
             return nothing_or_error();
-        if (!take(lane, state, &ancillary, &event, 0))
+        if (size != event.frame_bytes || !take(lane, state, &ancillary, &event, 0))
             return as_read(&ancillary, size, event.frame_bytes);
         if (seen == event.frame_bytes)
             break;
@@ -332,9 +343,9 @@ static Lane *open_lane(const FastLane *self, int fd)
 PyDoc_STRVAR(drain_doc,
 "drain() -> list[tuple[int, object]]\n\n"
 "Read once from each connection that has something. Events that repeat are kept; for each other\n"
-"connection its descriptor and what is to be done: None, read it (it is not in the lane); False, read\n"
-"it with care (several events may be waiting); what was read: data, ancillary data and the size asked\n"
-"for; or an OSError.");
+"connection its descriptor and what is to be done: None, read it (it is not in the lane); False,\n"
+"read it with care (several events may be waiting); what was read: data, ancillary data and the\n"
+"size asked for; or an OSError.");
 
 static PyObject *FastLane_drain(FastLane *self, PyObject *Py_UNUSED(ignored))
 {
@@ -358,11 +369,20 @@ static PyObject *FastLane_drain(FastLane *self, PyObject *Py_UNUSED(ignored))
     return todo;
 }
 
+/* A descriptor; -1 with an exception set where it is none. */
+static int as_descriptor(PyObject *number)
+{
+    long fd = PyLong_AsLong(number);
+    if (!PyErr_Occurred() && (fd < 0 || fd >= MAX_DESCRIPTORS))
+        PyErr_Format(PyExc_ValueError, "%ld is no descriptor", fd);
+    return PyErr_Occurred() ? -1 : (int)fd;
+}
+
 static PyObject *control(const FastLane *self, int operation, PyObject *descriptor)
 {
     struct epoll_event event = {.events = EPOLLIN};
-    event.data.fd = (int)PyLong_AsLong(descriptor);
-    if (PyErr_Occurred())
+    event.data.fd = as_descriptor(descriptor);
+    if (event.data.fd < 0)
         return NULL;
     if (epoll_ctl(self->epoll_fd, operation, event.data.fd, &event) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -391,8 +411,8 @@ PyDoc_STRVAR(remove_doc, "remove(fd)\n\nTell no more, and forget what is kept.")
 static PyObject *FastLane_remove(FastLane *self, PyObject *descriptor)
 {
     PyObject *done = control(self, EPOLL_CTL_DEL, descriptor);
-    long fd = done ? PyLong_AsLong(descriptor) : -1;
-    if (fd >= 0 && fd < self->room) {
+    int fd = done ? as_descriptor(descriptor) : self->room;
+    if (fd < self->room) {
         free_lane(self->lanes[fd]);
         self->lanes[fd] = NULL;
     }
@@ -437,9 +457,9 @@ static void forget(Lane *lane)
 
 PyDoc_STRVAR(enter_doc,
 "enter(fd, head, tail, stamp, at, output_at, drained_at)\n\n"
-"Open a descriptor's lane. The event that repeats is head, a text, tail; stamp is the kernel's of the\n"
-"last read, a struct timespec; at its arrival, output_at that of the last output, drained_at when the\n"
-"socket was last found empty, all CLOCK_MONOTONIC seconds.");
+"Open a descriptor's lane. The event that repeats is head, a text, tail; stamp is the kernel's of\n"
+"the last read, a struct timespec; at its arrival, output_at that of the last output, drained_at\n"
+"when the socket was last found empty, all CLOCK_MONOTONIC seconds.");
 
 static PyObject *FastLane_enter(FastLane *self, PyObject *args)
 {
@@ -450,7 +470,8 @@ static PyObject *FastLane_enter(FastLane *self, PyObject *args)
                           &drained_at))
         return NULL;
     int is_stamped = stamp.len >= (Py_ssize_t)sizeof(struct timespec);
-    Lane *lane = fd >= 0 && is_stamped ? lane_of(self, fd) : NULL;
+    int is_sound = is_stamped && fd >= 0 && fd < MAX_DESCRIPTORS;
+    Lane *lane = is_sound ? lane_of(self, fd) : NULL;
     int is_open = lane != NULL && take_frame(lane, &head, &tail);
     if (is_open)
         memcpy(&lane->stamp, stamp.buf, sizeof lane->stamp);
@@ -458,7 +479,8 @@ static PyObject *FastLane_enter(FastLane *self, PyObject *args)
     PyBuffer_Release(&tail);
     PyBuffer_Release(&stamp);
     if (!is_open)
-        return is_stamped ? PyErr_NoMemory() : PyErr_Format(PyExc_ValueError, "no timespec");
+        return is_sound ? PyErr_NoMemory()
+                        : PyErr_Format(PyExc_ValueError, "%d is no descriptor, or no timespec", fd);
     lane->is_open = 1;
     forget(lane);
     lane->at = at;
@@ -482,14 +504,13 @@ static PyObject *kept_in(Lane *lane)
 
 PyDoc_STRVAR(settle_doc,
 "settle(fd) -> tuple[int, int, int, bytes, str, bytes, float, float] | None\n\n"
-"What was kept since the last call: events; how many of them shared the stamp of the one before, and\n"
-"whether the first did; the gap before each (native floats, seconds); their text; the stamp of the\n"
-"last read and its arrival; when the socket was last found empty. None: not in the lane.");
+"What was kept since the last call: events; how many of them shared the stamp of the one before,\n"
+"and whether the first did; the gap before each (native floats, seconds); their text; the stamp of\n"
+"the last read and its arrival; when the socket was last found empty. None: not in the lane.");
 
 static PyObject *FastLane_settle(FastLane *self, PyObject *descriptor)
 {
-    long fd = PyLong_AsLong(descriptor);
-    Lane *lane = open_lane(self, (int)fd);
+    Lane *lane = open_lane(self, as_descriptor(descriptor));
     if (PyErr_Occurred())
         return NULL;
     return lane ? kept_in(lane) : Py_NewRef(Py_None);
@@ -499,8 +520,7 @@ PyDoc_STRVAR(leave_doc, "leave(fd)\n\nClose a descriptor's lane; what was not se
 
 static PyObject *FastLane_leave(FastLane *self, PyObject *descriptor)
 {
-    long fd = PyLong_AsLong(descriptor);
-    Lane *lane = open_lane(self, (int)fd);
+    Lane *lane = open_lane(self, as_descriptor(descriptor));
     if (PyErr_Occurred())
         return NULL;
     if (lane != NULL)
@@ -581,7 +601,7 @@ static PyTypeObject FastLaneType = {
     .tp_basicsize = sizeof(FastLane),
     .tp_dealloc = (destructor)FastLane_dealloc,
     .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = PyDoc_STR("FastLane(state)\n\nThe connections of a process; see loadgen/fastlane.py."),
+    .tp_doc = PyDoc_STR("FastLane(state)\n\nThe connections of a process; see fastlane.py."),
     .tp_methods = fastlane_methods,
     .tp_new = FastLane_new,
 };
