@@ -116,6 +116,29 @@ def test_pooled_gaps_are_those_of_the_records(
         assert mean.value == pytest.approx(np.mean(expected.served))
 
 
+def test_dependence_is_that_of_whole_requests() -> None:
+    """D of 60 requests, some broken and some open, at every value: as from marks of all gaps."""
+    rng = np.random.default_rng(5)
+    outcomes = [Outcome.OK, Outcome.OK, Outcome.OK, Outcome.RESET, Outcome.OK, Outcome.UNFINISHED]
+    records = [
+        make_request(
+            i,
+            i / 2,
+            outcome=outcomes[i % 6],
+            gaps_s=(rng.integers(0, 9, rng.integers(0, 5)) / 64 + i // 20).tolist(),
+        )
+        for i in range(60)
+    ]
+    expected = _Straightforward(records)
+    with small_portions():
+        sample = itl_sample(make_table(records))
+        assert sample is not None
+        found = {value: sample.inflation(value) for value in expected.at_most.tolist()}
+
+    assert found == {value: expected.inflation(value) for value in found}
+    assert max(found.values()) > 2
+
+
 @settings(max_examples=40)
 @given(
     st.lists(
@@ -152,10 +175,14 @@ def test_many_gaps_are_counted_and_few_are_sorted(monkeypatch: pytest.MonkeyPatc
 
 
 @settings(max_examples=40)
-@given(streams(most=8), st.integers(1, 8))
-def test_tokens_are_counted_event_by_event(records: list[RequestRecord], bins: int) -> None:
+@given(streams(most=8), st.integers(0, 3), st.data())
+def test_tokens_are_counted_event_by_event(
+    records: list[RequestRecord], doublings: int, data: st.DataObject
+) -> None:
     """Each bin has the tokens of the events in it, on edges too, gaps kept or not."""
-    edges = np.linspace(0.0, 16.0, bins + 1)
+    ends = [float(at_s) for record in records for at_s in _events_at_s(record) if at_s]
+    bins = 2**doublings  # so that edges are exact
+    edges = np.linspace(0.0, data.draw(st.sampled_from([16.0, *ends])), bins + 1)
     with small_portions():
         found = tokens_in_bins(make_table(records), edges)
     told = [record for record in records if record.output_tokens]
@@ -184,11 +211,13 @@ def _events_at_s(record: RequestRecord) -> list[Fraction]:
 
 
 @settings(max_examples=20)
-@given(streams(most=12), st.floats(0, 20), st.floats(0, 20))
+@given(streams(most=12), st.data())
 def test_a_span_of_requests_is_what_a_mask_finds(
-    records: list[RequestRecord], start_s: float, end_s: float
+    records: list[RequestRecord], data: st.DataObject
 ) -> None:
     """The window, which copies nothing, has the columns of a table of those requests alone."""
+    instants = st.sampled_from([0.0, 20.0, *(record.due_at_s for record in records)])
+    start_s, end_s = data.draw(instants), data.draw(instants)
     with small_portions():
         table = make_table(records)
         inside = [r for r in records if start_s <= r.due_at_s <= end_s]
