@@ -368,7 +368,7 @@ def _curve(
         if users == at_knee:
             parts.append(_circle(x, y, 10, colour, "none"))
         if name == "vLLM":
-            parts.append(_text(x - 10, y - 8, str(users), "end"))
+            parts.append(_text(x + 8, y + 22, str(users), "start"))
     return parts
 
 
