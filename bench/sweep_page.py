@@ -66,6 +66,7 @@ class Level:
         users: how many.
         is_fitted: the cost was fitted to it; else it is judged by a fit to others.
         input_tokens, output_tokens: means of a request.
+        kv_cache_tokens, block_tokens: what the cache holds, and in which pieces.
         requests: that succeeded within the windows of all rounds together.
         failed: that did not.
         rounds: the server, once a round.
@@ -77,6 +78,8 @@ class Level:
     is_fitted: bool
     input_tokens: float
     output_tokens: float
+    kv_cache_tokens: int
+    block_tokens: int
     requests: int
     failed: int
     rounds: Sequence[Seen]
@@ -172,10 +175,12 @@ def findings(sweep: Sweep) -> str:
         (
             table(("what", "value"), list(sweep.facts.items())),
             _fit(sweep),
+            _asked(sweep.roomy),
             _compared(sweep.roomy),
             summary(sweep.roomy),
             f"![Throughput against latency of vLLM and of the simulator]({sweep.plot})",
             "### Past the size of the KV cache",
+            _asked(sweep.small),
             _compared(sweep.small),
             _crowded(sweep.small),
         )
@@ -187,6 +192,20 @@ def _fit(sweep: Sweep) -> str:
     return (
         f"The cost was fitted to the levels of {fitted} users and to lone prompts. {sweep.told} "
         f"What `streamgauge fit` printed:\n\n```\n{sweep.options}\n```"
+    )
+
+
+def _asked(levels: Sequence[Level]) -> str:
+    """What is asked for, and how much of the cache that takes."""
+    if not levels:
+        return "Nothing was measured."
+    most = levels[-1]
+    tokens = most.input_tokens + most.output_tokens
+    return (
+        f"Prompts of {most.input_tokens:.0f} tokens on average, answers of "
+        f"{most.output_tokens:.0f}. The cache holds {most.kv_cache_tokens:,} tokens in blocks of "
+        f"{most.block_tokens}; {most.users} users ask for "
+        f"{most.users * tokens / most.kv_cache_tokens:.2g} times that."
     )
 
 

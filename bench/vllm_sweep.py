@@ -342,6 +342,8 @@ def _level(
         is_fitted=is_fitted,
         input_tokens=tokens["input"],
         output_tokens=tokens["output"],
+        kv_cache_tokens=cells[0].kv_cache_tokens,
+        block_tokens=cells[0].block_tokens,
         requests=sum(ok),
         failed=sum(report["window"]["failed"] for report in reports),
         valid=sum(report["validity"]["verdict"] == "valid" for report in reports),

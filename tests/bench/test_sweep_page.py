@@ -46,6 +46,8 @@ def level(users: int, *rounds: Seen, simulated: Seen | None = None, **changes: A
         users=users,
         input_tokens=100.0,
         output_tokens=96.0,
+        kv_cache_tokens=1280,
+        block_tokens=128,
         rounds=rounds or (seen(),),
         valid=1,
         simulated=simulated or seen(),
@@ -119,6 +121,14 @@ def test_the_page_shows_both_sides_and_the_error() -> None:
     assert bold[4] == "10 / - ms"
     assert bold[5] == "1,050 / 1,176 (+12%)"
     assert bold[6:] == ["5%", "1 of 2"]
+
+
+def test_the_page_says_how_much_of_the_cache_is_asked_for() -> None:
+    """20 users want 196 tokens each, of the 1,280 that there are."""
+    text = findings(sweep(level(1), level(20)))
+
+    assert text.count("Prompts of 100 tokens on average, answers of 96.") == 2
+    assert "1,280 tokens in blocks of 128; 20 users ask for 3.1 times that." in text
 
 
 def test_the_summary_judges_by_what_the_fit_did_not_see() -> None:
