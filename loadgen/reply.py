@@ -58,6 +58,7 @@ class Reply(ABC):
 
     __slots__ = (
         "_asked_choices",
+        "_counted",
         "_ear",
         "_finish",
         "_last_read",
@@ -102,6 +103,7 @@ class Reply(ABC):
         self._proven_tokens = 0  # event by event, by token ids or logprobs
         self._proof: TokenSource | None = None
         self._usage: Mapping[str, Any] | None = None
+        self._counted: tuple[Mapping[str, Any], Usage] | None = None  # a usage, as it was read
         self._usage_final = False
         self._usages_differ = False
         self.done = False
@@ -332,7 +334,7 @@ class Reply(ABC):
     def tokens(self) -> tuple[Usage, TokenSource | None]:
         """Token counts and where they come from; the server's usage first."""
         if self._usage is not None:
-            usage = self._read_usage(self._usage)
+            usage = self._read(self._usage)
             if usage.output_tokens or (usage.output_tokens == 0 and not self.has_output):
                 final = TokenSource.USAGE if self._usage_final else TokenSource.RUNNING_USAGE
                 return usage, final
@@ -340,6 +342,12 @@ class Reply(ABC):
             usage = Usage()
         proven = self._proven_tokens or None
         return replace(usage, output_tokens=proven), self._proof if proven else None
+
+    def _read(self, usage: Mapping[str, Any]) -> Usage:
+        """What a usage object says; read once, since several ask for the last one."""
+        if self._counted is None or self._counted[0] is not usage:
+            self._counted = usage, self._read_usage(usage)
+        return self._counted[1]
 
     def _read_usage(self, usage: Mapping[str, Any]) -> Usage:
         """A usage object under this API's names."""
@@ -365,7 +373,7 @@ class Reply(ABC):
 
     def _adds_up(self) -> bool:
         usage = self._usage
-        return usage is None or adds_up(self._read_usage(usage), count(usage, "total_tokens"))
+        return usage is None or adds_up(self._read(usage), count(usage, "total_tokens"))
 
 
 def has_words(parts: Any, *keys: str) -> bool:
