@@ -388,7 +388,7 @@ class _Connection:
             if not self._read_up_to(size):
                 self._reusable = self._reusable and not more  # it belongs to no answer of ours
                 return
-            if not more:
+            if not more or self._in_lane:  # whose business the rest is
                 return
 
     def _broken(self, error: OSError) -> None:

@@ -33,7 +33,7 @@ from reference_server.byteserver import Then
 from reference_server.rawhttp import LAST_CHUNK, chunk
 from tests.fuzz.peer import Peer, Played
 from tests.loadgen.api_cases import API_CASES
-from tests.loadgen.cases import CASES
+from tests.loadgen.cases import CASES, C, D, F, R, U
 from tests.loadgen.playing import make_client
 from tests.loadgen.wiring import ANSWER, CHUNKED
 
@@ -196,6 +196,11 @@ def _checked(record: RequestRecord) -> RequestRecord:
     assert isinstance(record.outcome, Outcome)
     assert record.detail is None or len(record.detail) <= MAX_DETAIL
     assert len(set(record.flags)) == len(record.flags)
+    if record.gaps_s is not None:
+        assert record.first_token_at_s is not None
+        assert record.last_token_at_s is not None
+        span_s = record.last_token_at_s - record.first_token_at_s
+        assert abs(sum(record.gaps_s) - span_s) < 1e-4, "gaps that do not add up"
     kept = [replace(record, gaps_s=None)]
     batch = Batch(worker=record.worker, sequence=0, at_s=1.0, records=kept)
     packed = pack(batch)
@@ -263,7 +268,8 @@ class Wires:
     def __init__(self) -> None:
         self.peer = Peer()
         self.transports = (WireTransport(), WireTransport(), HttpxTransport())
-        self.transports[1].backlog = _Behind()
+        self.transports[1].backlog.state[2] = -1.0  # always away, for the fast lane
+        self.transports[1].backlog = _Behind()  # and for Python
 
 
 _wires: list[Wires] = []
@@ -325,7 +331,9 @@ def framed(data: bytes) -> Reading:
     api, status, kind, body = _split(data)
     draw = dice(data)
     head = f"HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    chunks = b"".join(map(chunk, cut(body, draw, 5)))
+    # Whole events are what the fast lane takes, where one repeats.
+    pieces = event_by_event(body) if draw.random() < 0.5 else cut(body, draw, 5)
+    chunks = b"".join(map(chunk, filter(None, pieces)))
     play = Played(cut(head.encode() + chunks + LAST_CHUNK, draw, 8))
     expected = _reading(_record(_Handed((body,), status, kind), api))
     for transport in wires().transports:
@@ -363,4 +371,13 @@ def seeds(target: str) -> list[bytes]:
         f"{case.api} 200 {case.content_type}\n".encode() + body
         for case, body in zip(cases, bodies, strict=True)
     ]
+    forms += [b"chat 200 text/event-stream\n" + body for body in _long_answers()]
     return forms + [f"chat {status} application/json\n{{}}".encode() for status in STATUSES]
+
+
+def _long_answers() -> Iterator[bytes]:
+    """With many events that differ in their text alone, as most are, and some others among them."""
+    texts = [" to", " be", "\u00e9", '"', "\n", "\x00", "\U0001f600", " or", "\\", ""]
+    words = [C(texts[number % len(texts)]) for number in range(40)]
+    yield b"".join((R, *words, F(), U(7, 40), D))
+    yield b"".join((R, *[C(" a")] * 20, b": ping\n\n", *words[:9], F(), D))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import gevent
 import pytest
+from gevent import monkey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +47,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 EVENT = PlainEvent(b'data: {"id":"a","choices":[{"delta":{"content":"', b'"}}]}\n\n')
+_sleep = monkey.get_original("time", "sleep")
 MANY = 8192  # events kept before somebody has to fetch them
 
 
@@ -468,6 +470,31 @@ def test_a_record_is_the_same_with_the_lane_and_without(monkeypatch: pytest.Monk
         assert sum(record.gaps_s) == pytest.approx(span_s, abs=1e-4)
         assert len(record.gaps_s) == record.output_events.total - 1 == len(WORDS) - 1
     assert few < all_reads / 2
+
+
+def test_events_that_waited_are_read_by_one_reader_at_a_time() -> None:
+    """Python leaves the rest to the lane once it is in it: gaps add up, whoever read what."""
+    texts = ["\x00" if n % 11 == 0 else f" {n}" for n in range(1, 61)]  # an escape is Python's
+    waiting = [(2.0 * n, chunk(C(text))) for n, text in enumerate(texts, start=1)]
+    last = (130.0, chunk(F() + U(7, 60) + D) + LAST_CHUNK)
+    blocked = iter((0.020, 0.045, 0.030))
+    with ByteServer(Play(writes=((0.0, CHUNKED + chunk(R)), *waiting, last))) as server:
+        transport = WireTransport()
+
+        def block() -> None:
+            for seconds in blocked:
+                gevent.sleep(0.01)
+                _sleep(seconds)  # not gevent's: the loop itself is away
+
+        blocker = gevent.spawn(block)
+        reply = ask(transport, server.url).reply
+        blocker.join()
+        transport.close()
+    assert reply.first_output_at is not None
+    assert reply.last_output_at is not None
+    assert (reply.n_answer, len(reply.gaps_s)) == (60, 59)
+    span_s = reply.last_output_at - reply.first_output_at
+    assert sum(reply.gaps_s) == pytest.approx(span_s, abs=1e-4)
 
 
 @pytest.mark.parametrize("cut", [1, 3, 40])
