@@ -31,11 +31,11 @@ class CustomBuildHook(BuildHookInterface[Any]):
         build_data["infer_tag"] = True
 
 
-def compiled(root: Path, made: Path) -> str | None:
+def compiled(root: Path, made: Path, *flags: str) -> str | None:
     """Compile ``SOURCE`` under ``root`` to ``made``; why it could not be done, else ``None``."""
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     (root / made).unlink(missing_ok=True)  # no older one may stand in for it
-    command = [*compiler, *FLAGS, f"-I{sysconfig.get_path('include')}", str(SOURCE)]
+    command = [*compiler, *FLAGS, *flags, f"-I{sysconfig.get_path('include')}", str(SOURCE)]
     try:
         done = subprocess.run(
             [*command, "-o", str(made)], cwd=root, capture_output=True, text=True, check=False
