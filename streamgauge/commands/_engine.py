@@ -23,7 +23,11 @@ from reference_server.engine.hardware import DEVICES, device_named
 from reference_server.engine.machine import MEMORY_RATIO, Machine
 from reference_server.engine.models import MODELS, model_named
 from reference_server.engine.routing import Routing
+from reference_server.errors import SettingsError
 from streamgauge.commands._settings import COUNT, SHARE, Duration, Setting, chosen, given
+
+UNNAMED_MODEL = "sim-8b"
+"""What the simulated model is called where nobody names one; no machine is known to run it."""
 
 _ENGINE = EngineConfig()
 _COST = LinearCost()
@@ -136,9 +140,12 @@ def engine_of(ctx: click.Context, model: str, options: dict[str, Any]) -> Engine
 
 def _machine(model: str, options: dict[str, Any]) -> Machine:
     draft = options["draft_model"]
+    device = device_named(options["gpu"])
+    if model == UNNAMED_MODEL:
+        raise SettingsError(f"--gpu needs --model, one of {', '.join(MODELS)}.")
     cost = RooflineCost(
         model=model_named(model),
-        device=device_named(options["gpu"]),
+        device=device,
         gpus=options["gpus"],
         quantization=quantization_named(options["quantization"]),
         kv_bits=8 if options["kv_cache_dtype"] == "fp8" else 16,

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from streamgauge.commands._engine import ALL_SETTINGS, COST_SETTINGS, MACHINE_SETTINGS, engine_of
+from streamgauge.commands._engine import (
+    ALL_SETTINGS,
+    COST_SETTINGS,
+    MACHINE_SETTINGS,
+    UNNAMED_MODEL,
+    engine_of,
+)
 from streamgauge.commands._options import db_option
 from streamgauge.commands._settings import COUNT, Setting, given, options_of
 
@@ -30,7 +36,7 @@ _BUDGET = Setting("--max-num-batched-tokens", "max_batched_tokens", COUNT, 2048,
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--model", default="sim-8b", show_default=True, help="The model; see --gpu.")
+@click.option("--model", default=UNNAMED_MODEL, show_default=True, help="The model; see --gpu.")
 @options_of("Server", (_BUDGET, *_IS_OF_THE_SERVER))
 @db_option
 @click.pass_context

@@ -16,7 +16,7 @@ import click
 from reference_server.engine.routing import Routing
 from reference_server.process import READY
 from reference_server.quirks import Quirk
-from streamgauge.commands._engine import ALL_SETTINGS, FLEET_SETTINGS, engine_of
+from streamgauge.commands._engine import ALL_SETTINGS, FLEET_SETTINGS, UNNAMED_MODEL, engine_of
 from streamgauge.commands._serve_others import cmd, vllm
 from streamgauge.commands._settings import COUNT, Duration, Setting, chosen, given, options_of
 
@@ -80,7 +80,7 @@ command.add_command(cmd)
 )
 @click.option(
     "--model",
-    default="sim-8b",
+    default=UNNAMED_MODEL,
     show_default=True,
     help="Name of the model served; with --gpu one of those named there.",
 )

@@ -18,6 +18,7 @@ from streamgauge.commands._engine import (
     ENGINE_SETTINGS,
     MACHINE_SETTINGS,
     SPECULATION_SETTINGS,
+    UNNAMED_MODEL,
     engine_of,
 )
 from streamgauge.commands._options import db_option
@@ -83,7 +84,7 @@ _FLEET_SETTINGS = (
 
 @click.command()
 @db_option
-@click.option("--model", default="sim-8b", show_default=True, help="The model; see --gpu.")
+@click.option("--model", default=UNNAMED_MODEL, show_default=True, help="The model; see --gpu.")
 @click.option("--run-name", default="simulated", show_default=True, help="Name of the run.")
 @click.option("--label", multiple=True, metavar="K=V", help="Kept with the run; repeatable.")
 @click.option("--gpu-hour-price", type=click.FloatRange(0), metavar="USD", help="For the costs.")

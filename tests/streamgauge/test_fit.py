@@ -122,7 +122,7 @@ def test_prompts_too_much_alike_are_noted(tmp_path: Path, other: str, notes: int
         (["nothing"], "nothing"),
         (["failed"], "none of these has any"),
         (["failed", "--model", "tiny", "--gpu", "abacus"], "The GPU 'abacus' is not known"),
-        (["failed", "--gpu", "h200"], "The model 'sim-8b' is not known"),
+        (["failed", "--gpu", "h200"], "--gpu needs --model, one of llama-3.1-8b,"),
         (["failed", "--quantization", "fp8"], "--quantization needs --gpu."),
         ([], "Missing argument"),
     ],
