@@ -181,6 +181,7 @@ def test_the_charts_of_several_processes_are_of_all_of_them(
 
 
 @pytest.mark.needs("browser")
+@pytest.mark.slow
 def test_a_browser_shows_the_streams_as_they_come(metronome: str, tmp_path: Path) -> None:
     """Four charts in a tab of Locust's own, with the record's figures, from this server alone."""
     db = tmp_path / "runs.db"

@@ -78,6 +78,7 @@ class Played:
         self.connection = _Connection(self.transport, self.queue, None, TARGET, stamped=True)  # type: ignore[arg-type]  # plays one
         self.reply = make_reply("chat")
         connection = self.connection
+        connection._lane = None  # which reads real sockets only
         connection._exchange = Exchange(
             request=HttpRequest(TARGET, b"", b""), sent_at=time.monotonic()
         )

@@ -87,7 +87,7 @@ def records(request: pytest.FixtureRequest) -> dict[str, RequestRecord]:
     transport, began_at = make_transport(), now()
     with ByteServer(choose=choose) as server, pytest.MonkeyPatch.context() as patch:
         for module in ("wire", "httpx_transport"):  # a busy machine may take longer than users wait
-            patch.setattr(f"loadgen.{module}.END_GRACE_S", 2.0)
+            patch.setattr(f"loadgen.{module}.END_GRACE_S", 0.8)
 
         def ask(case: Case) -> None:
             idle_s = None if case.idle_ms is None else case.idle_ms / 1000

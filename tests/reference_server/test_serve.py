@@ -172,7 +172,7 @@ def test_real_time_without_the_right_to_it_is_one_sentence(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--gpu", "h200"], "The model 'sim-8b' is not known; choose one of llama-3.1-8b"),
+        (["--gpu", "h200"], "--gpu needs --model, one of llama-3.1-8b"),
         (["--gpu", "h300", "--model", "tiny"], "The GPU 'h300' is not known; choose one of h200"),
         (["--quantization", "fp8"], "--quantization needs --gpu."),
         (

@@ -209,6 +209,7 @@ def test_one_that_runs_already_is_waited_for_and_named(tmp_path: Path) -> None:
     assert done.stdout == f"serving on {url}  version 7.7  models stand-in\n"
 
 
+@pytest.mark.slow
 def test_a_run_serves_its_own_endpoint_and_labels_it(tmp_path: Path) -> None:
     """Started, measured, judged, stopped; the user's own label wins over ours."""
     db, sla = tmp_path / "runs.db", tmp_path / "one.sla.yaml"
