@@ -68,12 +68,20 @@ def frame_bytes(start: bytes, *, tls: bool) -> int | None:
     if start.startswith(b"HTTP/"):
         return _through(start, b"\r\n\r\n")
     digits, line_end, _ = start.partition(b"\r\n")
-    if line_end and len(digits) <= _MAX_CHUNK_DIGITS and digits.isalnum():  # -7 is a number, too
-        try:
-            return len(digits) + int(digits, 16) + 4
-        except ValueError:
-            pass
+    declared = declared_bytes(digits) if line_end else None
+    if declared is not None:
+        return len(digits) + declared + 4
     return _through(start, b"\n\n")
+
+
+def declared_bytes(digits: bytes) -> int | None:
+    """The size of a chunk as its head says it, ``None`` where that says none."""
+    if len(digits) > _MAX_CHUNK_DIGITS or not digits.isalnum():  # -7 is a number, too
+        return None
+    try:
+        return int(digits, 16)
+    except ValueError:
+        return None
 
 
 def _through(start: bytes, mark: bytes) -> int | None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import gevent
 
+from loadgen.backlog import declared_bytes
+
 if TYPE_CHECKING:
     from loadgen._fastlane import FastLane
 
@@ -25,7 +27,6 @@ Read = tuple[bytes, list[tuple[int, int, bytes]], int] | OSError | bool | None
 """What is to be done with a connection that can be read, see ``FastLane.drain``."""
 
 _READ = 1  # libev's EV_READ; gevent takes the number
-_MAX_SIZE_DIGITS = 8
 
 
 def _load() -> type[FastLane] | None:
@@ -109,10 +110,5 @@ class Readiness:
 def framed(data: bytes) -> bytes | None:
     """The payload of ``data`` if that is one whole HTTP chunk and nothing else, else ``None``."""
     size, _, rest = data.partition(b"\r\n")
-    if len(size) > _MAX_SIZE_DIGITS or not size.isalnum() or not rest.endswith(b"\r\n"):
-        return None
-    try:
-        declared = int(size, 16)
-    except ValueError:
-        return None
-    return rest[:-2] if declared == len(rest) - 2 else None
+    is_whole = rest.endswith(b"\r\n") and declared_bytes(size) == len(rest) - 2
+    return rest[:-2] if is_whole else None
